@@ -1,0 +1,1 @@
+"""Operators: for each, a plain reference that defines the answer, and an equal form that is fast."""
