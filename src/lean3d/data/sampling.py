@@ -3,8 +3,8 @@
 Every function returns frame indices as int64 tensors that never leave the video and never run backwards. With a
 `torch.Generator` the choice is random and follows from the generator alone; without one it is the middle.
 
-One rule holds for a video that is shorter than the clip (`n < (num_frames - 1) * sampling_rate + 1`): the clip starts at
-the first frame and the last frame is held. Sampling by segments instead repeats frames in order.
+One rule holds for a video that is shorter than the clip (fewer frames than `clip_span`): the clip starts at the first
+frame and the last frame is held. Sampling by segments repeats frames in order instead.
 """
 
 from __future__ import annotations
