@@ -119,7 +119,7 @@ class AugmentConfig:
     aspect: tuple[float, float] = (0.8, 1.25)
     """The random resized crop's aspect ratio, relative to the clip's own."""
     flip: Literal["auto", "on", "off"] = "auto"
-    """Horizontal flip. auto: on, with labels that say left and right exchanged; off where a class has no counterpart."""
+    """Horizontal flip. auto: on, and exchanges labels that say left and right; off where one has no counterpart."""
     flip_map: dict[str, str] = field(default_factory=dict)
     """Pairs of labels that a flip exchanges, as LABEL LABEL pairs, beside those that auto finds."""
     color_jitter: float = 0.2
@@ -171,9 +171,9 @@ class InitConfig:
     """What a training starts from."""
 
     weights: str | None = None
-    """A lean3d checkpoint, or a file with a 2D ResNet's state dict (torchvision's or timm's names), which is inflated."""
+    """A lean3d checkpoint, or a 2D ResNet's state dict (torchvision's or timm's names), which is inflated."""
     train: Literal["all", "head", "staged"] = "all"
-    """all: every weight. head: the classifier alone (linear probing). staged: head first, then one stage after another."""
+    """all: every weight. head: the classifier alone (linear probing). staged: the head first, then stage by stage."""
     stage_epochs: int = 2
     """Epochs until the next stage joins in, when staged."""
 

@@ -3,7 +3,7 @@
 A caller who wants them all catches `Lean3dError`; each also is the builtin that fits, so plain Python habits work.
 
     Lean3dError
-    ├── ConfigError (ValueError)         a setting or an argument is wrong: says what came, what is accepted, what to type
+    ├── ConfigError (ValueError)         a setting or an argument is wrong: says what came and what is accepted
     │   ├── UnknownModelError (KeyError) no model of that name: names its neighbours
     │   └── UnknownRecipeError (KeyError)
     ├── DataError (ValueError)           labels, splits or annotation files don't fit together

@@ -1,0 +1,25 @@
+"""The parts that nets are made of. All take and give `(N, C, T, H, W)`, of any length and size."""
+
+from lean3d.blocks.conv import Conv3d, ConvBN
+from lean3d.blocks.fsb import FullySeparableBlock
+from lean3d.blocks.head import Head
+from lean3d.blocks.residual import ResidualBlock, basic, bottleneck, smallbig_basic, smallbig_bottleneck
+from lean3d.blocks.smallbig import Pool3d, SmallBigUnit
+from lean3d.blocks.stem import ResNetStem
+from lean3d.blocks.trg import TemporalResidualGradient
+
+__all__ = [
+    "Conv3d",
+    "ConvBN",
+    "FullySeparableBlock",
+    "Head",
+    "Pool3d",
+    "ResNetStem",
+    "ResidualBlock",
+    "SmallBigUnit",
+    "TemporalResidualGradient",
+    "basic",
+    "bottleneck",
+    "smallbig_basic",
+    "smallbig_bottleneck",
+]

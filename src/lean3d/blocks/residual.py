@@ -1,0 +1,89 @@
+"""Residual blocks: a row of units and a shortcut (He et al., CVPR 2016), whatever the units are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3d.blocks.conv import ConvBN
+from lean3d.blocks.smallbig import BIG_VIEW, GLOBAL_TIME_VIEW, SmallBigUnit
+from lean3d.ops.pool.reference import Window
+
+
+class ResidualBlock(nn.Module):
+    """`relu(shortcut(x) + u_n(... relu(u_1(x))))`, each unit a convolution with its normalisation.
+
+    Args:
+        units: the units, in order.
+        in_channels, out_channels: where they differ, or where the stride is not 1, the shortcut is a 1x1x1
+            convolution with BN; else x itself.
+        stride: the block's stride in height and width, which one of the units carries.
+    """
+
+    def __init__(self, units: Sequence[nn.Module], *, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.units = nn.ModuleList(units)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = ConvBN(in_channels, out_channels, 1, stride=(1, stride, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, out_channels, T, H / stride, W / stride)`."""
+        y = x
+        for unit in self.units[:-1]:
+            y = F.relu(unit(y))
+        return F.relu(self.units[-1](y) + self.shortcut(x))
+
+
+def bottleneck(in_channels: int, channels: int, out_channels: int, *, stride: int = 1, time: int = 1) -> ResidualBlock:
+    """time x 1 x 1, 1 x 3 x 3, 1 x 1 x 1: C2D's block at time 1, SlowOnly's and I3D's at time 3."""
+    units = [
+        ConvBN(in_channels, channels, (time, 1, 1)),
+        ConvBN(channels, channels, (1, 3, 3), stride=(1, stride, stride)),
+        ConvBN(channels, out_channels, 1),
+    ]
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride)
+
+
+def basic(in_channels: int, channels: int, out_channels: int, *, stride: int = 1, time: int = 1) -> ResidualBlock:
+    """time x 3 x 3, 1 x 3 x 3: the block of the 18-layer nets; it has no 1 x 1 convolution to widen in time."""
+    units = [
+        ConvBN(in_channels, channels, (time, 3, 3), stride=(1, stride, stride)),
+        ConvBN(channels, out_channels, (1, 3, 3)),
+    ]
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride)
+
+
+def smallbig_bottleneck(
+    in_channels: int,
+    channels: int,
+    out_channels: int,
+    *,
+    stride: int = 1,
+    pools: tuple[Window, Window, Window] = (BIG_VIEW, BIG_VIEW, GLOBAL_TIME_VIEW),
+) -> ResidualBlock:
+    """The SmallBig block (arXiv 2006.14582): the 2D bottleneck with three SmallBig units."""
+    units = [
+        SmallBigUnit(in_channels, channels, 1, pool=pools[0]),
+        SmallBigUnit(channels, channels, (1, 3, 3), stride=(1, stride, stride), pool=pools[1]),
+        SmallBigUnit(channels, out_channels, 1, pool=pools[2]),
+    ]
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride)
+
+
+def smallbig_basic(
+    in_channels: int,
+    channels: int,
+    out_channels: int,
+    *,
+    stride: int = 1,
+    pools: tuple[Window, Window] = (BIG_VIEW, GLOBAL_TIME_VIEW),
+) -> ResidualBlock:
+    """Ours, for small data: the 2D basic block with two SmallBig units, the second one's view global in time."""
+    units = [
+        SmallBigUnit(in_channels, channels, (1, 3, 3), stride=(1, stride, stride), pool=pools[0]),
+        SmallBigUnit(channels, out_channels, (1, 3, 3), pool=pools[1]),
+    ]
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride)

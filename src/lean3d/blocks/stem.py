@@ -1,0 +1,35 @@
+"""The first layers of a residual net."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lean3d.blocks.conv import ConvBN
+from lean3d.ops.conv.op import fold_time, unfold_time
+
+
+class SpatialMaxPool(nn.Module):
+    """Max pooling 1 x 3 x 3 at stride (1, 2, 2), time folded into the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, C, T, H / 2, W / 2)`, rounded up."""
+        return unfold_time(F.max_pool2d(fold_time(x), 3, stride=2, padding=1), x.shape[0])
+
+
+class ResNetStem(ConvBN):
+    """time x 7 x 7 convolution at stride (1, 2, 2), BN, ReLU, max pooling 1 x 3 x 3 at stride (1, 2, 2).
+
+    Args:
+        in_channels: 3 for RGB, 1 for grey.
+        out_channels: channels of the result.
+        time: length of the kernel in time.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, time: int = 1):
+        super().__init__(in_channels, out_channels, (time, 7, 7), stride=(1, 2, 2))
+        self.pool: nn.Module = SpatialMaxPool()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 4, W / 4)`, rounded up."""
+        return self.pool(F.relu(super().forward(x)))

@@ -1,0 +1,24 @@
+"""The zoo. One file a family, one decorated function a model; importing a family's file registers its models."""
+
+from lean3d.models import c3d, resnet3d  # noqa: F401  (each registers its models)
+from lean3d.models.registry import (
+    VideoNet,
+    create_model,
+    list_models,
+    model_arguments,
+    model_from_config,
+    model_from_spec,
+    model_summary,
+    register_model,
+)
+
+__all__ = [
+    "VideoNet",
+    "create_model",
+    "list_models",
+    "model_arguments",
+    "model_from_config",
+    "model_from_spec",
+    "model_summary",
+    "register_model",
+]

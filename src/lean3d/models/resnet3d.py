@@ -1,0 +1,142 @@
+"""Residual nets over clips: C2D, SlowOnly and SmallBigNet, which differ in their blocks alone.
+
+    stem    1x7x7, stride (1, 2, 2); max pooling 1x3x3, stride (1, 2, 2)        H / 4
+    res2    64 channels (x 4 in bottlenecks)                                    H / 4
+    res3    128                                                                 H / 8
+    res4    256                                                                 H / 16
+    res5    512                                                                 H / 32
+    head    global average, dropout, linear
+
+Time is never strided. Sources: Wang et al. 2018 (C2D, arXiv 1711.07971), Feichtenhofer et al. 2019 (SlowOnly, arXiv
+1812.03982), Li et al. 2020 (SmallBigNet, arXiv 2006.14582).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from lean3d.blocks import (
+    Conv3d,
+    Head,
+    ResidualBlock,
+    ResNetStem,
+    basic,
+    bottleneck,
+    smallbig_basic,
+    smallbig_bottleneck,
+)
+from lean3d.models.registry import VideoNet, register_model, scaled
+
+Block = Callable[..., ResidualBlock]
+
+
+def resnet3d(
+    blocks: Sequence[Block],
+    depths: Sequence[int],
+    block_expansion: int,
+    num_classes: int,
+    in_channels: int,
+    width: float,
+    dropout: float,
+) -> VideoNet:
+    """A residual net from one block function and one depth a stage.
+
+    Args:
+        blocks: for res2 to res5, a function (in_channels, channels, out_channels, *, stride) -> block.
+        depths: number of blocks in res2 to res5.
+        block_expansion: out_channels / channels: 4 for bottlenecks, 1 for basic blocks.
+    """
+    channels = scaled(64, width)
+    stem = ResNetStem(in_channels, channels)
+    stages: list[nn.Module] = []
+    for number, (block, depth) in enumerate(zip(blocks, depths, strict=True)):
+        inner = scaled(64 * 2**number, width)
+        parts = []
+        for i in range(depth):
+            stride = 2 if i == 0 and number > 0 else 1
+            parts.append(block(channels, inner, inner * block_expansion, stride=stride))
+            channels = inner * block_expansion
+        stages.append(nn.Sequential(*parts))
+    net = VideoNet(stem, stages, Head(channels, num_classes, dropout=dropout))
+    for module in net.modules():
+        if isinstance(module, Conv3d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net
+
+
+DEPTHS_18, DEPTHS_23, DEPTHS_50, DEPTHS_101 = (2, 2, 2, 2), (1, 2, 3, 1), (3, 4, 6, 3), (3, 4, 23, 3)
+
+
+@register_model(sampling_rate=8, size=224)
+def c2d_r18(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """C2D-18: a 2D ResNet-18 on every frame, scores from the average over frames. It can't see order."""
+    blocks: list[Block] = [basic] * 4
+    return resnet3d(blocks, DEPTHS_18, 1, num_classes, in_channels, width, dropout)
+
+
+@register_model(sampling_rate=8, size=224)
+def c2d_r50(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """C2D-50: a 2D ResNet-50 on every frame, scores from the average over frames. It can't see order."""
+    blocks: list[Block] = [bottleneck] * 4
+    return resnet3d(blocks, DEPTHS_50, 4, num_classes, in_channels, width, dropout)
+
+
+@register_model(sampling_rate=8, size=224)
+def slow_r18(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """SlowOnly-18: the first convolution of res4's and res5's blocks is 3x3x3."""
+    blocks: list[Block] = [basic, basic, partial(basic, time=3), partial(basic, time=3)]
+    return resnet3d(blocks, DEPTHS_18, 1, num_classes, in_channels, width, dropout)
+
+
+@register_model(sampling_rate=8, size=224)
+def slow_r50(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """SlowOnly-50: the first convolution of res4's and res5's blocks is 3x1x1."""
+    blocks: list[Block] = [bottleneck, bottleneck, partial(bottleneck, time=3), partial(bottleneck, time=3)]
+    return resnet3d(blocks, DEPTHS_50, 4, num_classes, in_channels, width, dropout)
+
+
+@register_model(sampling_rate=8, size=224)
+def smallbig18(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """SmallBig-18, ours: basic blocks of two SmallBig units in res3 to res5, for small data."""
+    blocks: list[Block] = [basic, smallbig_basic, smallbig_basic, smallbig_basic]
+    return resnet3d(blocks, DEPTHS_18, 1, num_classes, in_channels, width, dropout)
+
+
+@register_model(sampling_rate=8, size=224)
+def smallbig23(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """SmallBig-23: seven bottlenecks, SmallBig units in res3 to res5."""
+    blocks: list[Block] = [bottleneck, smallbig_bottleneck, smallbig_bottleneck, smallbig_bottleneck]
+    return resnet3d(blocks, DEPTHS_23, 4, num_classes, in_channels, width, dropout)
+
+
+@register_model(sampling_rate=8, size=224)
+def smallbig50(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """SmallBig-50: ResNet-50's depth, SmallBig units in res3 to res5."""
+    blocks: list[Block] = [bottleneck, smallbig_bottleneck, smallbig_bottleneck, smallbig_bottleneck]
+    return resnet3d(blocks, DEPTHS_50, 4, num_classes, in_channels, width, dropout)
+
+
+@register_model(sampling_rate=8, size=224)
+def smallbig101(
+    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+) -> VideoNet:
+    """SmallBig-101: ResNet-101's depth, SmallBig units in res3 to res5."""
+    blocks: list[Block] = [bottleneck, smallbig_bottleneck, smallbig_bottleneck, smallbig_bottleneck]
+    return resnet3d(blocks, DEPTHS_101, 4, num_classes, in_channels, width, dropout)

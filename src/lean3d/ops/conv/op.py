@@ -1,0 +1,81 @@
+"""The same convolution by kernel shape, each as the operator that runs near the machine's peak.
+
+On a CPU, PyTorch runs `conv3d` with a flat kernel far below what the machine can do. The forms below compute the same
+numbers, without copies as long as activations stay in `torch.channels_last_3d`, where (N, T, H, W, C) lie in this
+order in memory and all reshapes are views:
+
+    kernel (1, 1, 1), no groups     a matrix product over channels                  F.linear
+    kernel (1, R, S), any groups    time folded into the batch                      F.conv2d on (N * T, C, H, W)
+    kernel (K, 1, 1), any groups    time as the height, the plane as the width      F.conv2d on (N, C, T, H * W)
+    everything else                 well served already                             F.conv3d
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lean3d.ops.conv.reference import Triple
+
+
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Triple = (1, 1, 1),
+    padding: Triple = (0, 0, 0),
+    dilation: Triple = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """3D convolution, equal to `conv3d_reference`, forward and backward.
+
+    Args:
+        x: `(N, C, T, H, W)`; fastest in `torch.channels_last_3d`, any layout is accepted.
+        weight: `(O, C / groups, K, R, S)`, as `torch.nn.Conv3d` keeps it.
+        bias: `(O,)` or None.
+        stride, padding, dilation: in time, height, width.
+        groups: as in `torch.nn.Conv3d`.
+
+    Returns:
+        `(N, O, T', H', W')`, in `torch.channels_last_3d`.
+    """
+    kt, kh, kw = weight.shape[2:]
+    if (kt, kh, kw) == (1, 1, 1) and groups == 1 and padding == (0, 0, 0):
+        st, sh, sw = stride
+        if stride != (1, 1, 1):
+            x = x[:, :, ::st, ::sh, ::sw]
+        return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    if kt == 1 and padding[0] == 0:
+        if stride[0] != 1:
+            x = x[:, :, :: stride[0]]
+        y = F.conv2d(fold_time(x), weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
+        return unfold_time(y, x.shape[0])
+    if (kh, kw) == (1, 1) and padding[1:] == (0, 0):
+        _, sh, sw = stride
+        if (sh, sw) != (1, 1):
+            x = x[:, :, :, ::sh, ::sw]
+        n, c, t, h, w = x.shape
+        y = F.conv2d(
+            x.reshape(n, c, t, h * w),
+            weight.squeeze(4),
+            bias,
+            (stride[0], 1),
+            (padding[0], 0),
+            (dilation[0], 1),
+            groups,
+        )
+        return y.unflatten(3, (h, w))
+    return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def fold_time(x: Tensor) -> Tensor:
+    """`(N, C, T, H, W)` -> `(N * T, C, H, W)`; a view where x is in `torch.channels_last_3d`."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def unfold_time(x: Tensor, n: int) -> Tensor:
+    """`(N * T, C, H, W)` -> `(N, C, T, H, W)`; the inverse of `fold_time`."""
+    return x.unflatten(0, (n, -1)).transpose(1, 2)
