@@ -26,7 +26,7 @@ class Conv3d(nn.Conv3d):
             x,
             self.weight,
             self.bias,
-            stride=self.stride,  # type: ignore[arg-type]  (torch types these loosely)
+            stride=self.stride,  # type: ignore[arg-type]
             padding=self.padding,  # type: ignore[arg-type]
             dilation=self.dilation,  # type: ignore[arg-type]
             groups=self.groups,
