@@ -1,0 +1,52 @@
+# Everything runs from .venv, which the first target that needs it makes: nothing has to be activated.
+# Another interpreter: make test PYTHON=/path/to/python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check bench hooks clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install lean3d with its tools into it
+
+# The marker is touched last, so that an installation that was cut off starts again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "lean3d needs Python 3.11 or newer, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
+	  echo "Install a newer one and name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "$(PYTHON) can't make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
+	@touch $(READY)
+
+demo: $(READY) ## make small videos, train a light net on them, test it, write a report (minutes)
+	$(BIN)/lean3d demo --out demo
+
+test: $(READY) ## run the tests, without those that take minutes
+	$(BIN)/python -m pytest
+
+test-all: $(READY) ## run all tests
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(READY) ## lint, format, types, import layers, tests: what has to be green before a commit
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: $(READY) ## run the benchmarks; what they find goes to benchmarks/results/
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+hooks: $(READY) ## have git run the quick part of `check` before each commit
+	$(BIN)/pre-commit install
+
+clean: ## remove .venv, caches and the demo's files
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
