@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,4 +38,6 @@ def pool3d_reference(x: Tensor, window: Window, mode: Mode = "max") -> Tensor:
     padding = [0 if k is None else k // 2 for k in window]
     if mode == "max":
         return F.max_pool3d(x, kernel, 1, padding)
-    return F.avg_pool3d(x, kernel, 1, padding, count_include_pad=False)
+    border = [p for p in reversed(padding) for _ in range(2)]  # avg_pool3d refuses inputs shorter than its window
+    inside = F.avg_pool3d(F.pad(torch.ones_like(x[:1, :1]), border), kernel, 1)
+    return F.avg_pool3d(F.pad(x, border), kernel, 1) / inside
