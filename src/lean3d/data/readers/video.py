@@ -139,7 +139,7 @@ class VideoReader(ClosesItself):
         context.thread_type, context.thread_count = "NONE", 1  # a loader has a process for each core already
         context.options = {"err_detect": "explode"}  # an error, where the decoder would patch the picture
         self._time_base = self._stream.time_base or av.time_base
-        self._rate = float(self._stream.average_rate or self._stream.guessed_rate or 25)
+        self._rate = float(self._stream.guessed_rate or self._stream.average_rate or 25)
         return container
 
     def _read_table(self) -> None:
@@ -152,6 +152,7 @@ class VideoReader(ClosesItself):
             facts.append((packet.pts, packet.dts, packet.pos, packet.is_keyframe, packet.is_discard, packet.size))
         facts.pop()  # the last packet is empty: it ends the decoding
         stamps = [pts for pts, *_ in facts if pts is not None]
+        self._check_end(stamps)
         self._by_pts = (
             not TELLING_CONTAINERS.isdisjoint(self._container.format.name.split(","))
             and self._stream.codec_context.codec.canonical_name in TELLING_CODECS
@@ -171,6 +172,18 @@ class VideoReader(ClosesItself):
             self._emitted = self.num_frames  # nothing more comes from here
         else:
             self._count_frames()
+
+    def _check_end(self, stamps: list[int]) -> None:
+        """Matroska reads on over a damaged part and loses frames without a word; its tags know how long it was."""
+        hours, colon, rest = self._stream.metadata.get("DURATION", "").partition(":")
+        if not (stamps and colon):
+            return
+        minutes, _, seconds = rest.partition(":")
+        told = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        inner = sorted(stamps)
+        longest = max((after - before for before, after in itertools.pairwise(inner)), default=0)
+        if told > float((inner[-1] + 3 * longest) * self._time_base) + 3 / self._rate:
+            raise DecodeError(self.path, "the file is damaged: frames are missing at the end")
 
     def _count_frames(self) -> None:
         """The table by decoding all. The order of the frames is then the decoder's, whatever the stamps say."""
