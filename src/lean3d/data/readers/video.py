@@ -62,10 +62,10 @@ class VideoReader(ClosesItself):
         with self._errors("not a video file"):
             if Path(path).stat().st_size == 0:
                 raise DecodeError(path, "the file is empty")
-            self._open()
-        with self._errors():
             if _is_cut_off(Path(path)):
                 raise DecodeError(path, "the file is cut off")
+            self._open()
+        with self._errors():
             self._read_table()
         if not self.num_frames:
             raise DecodeError(path, "no frames in the video stream")
