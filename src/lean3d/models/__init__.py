@@ -1,6 +1,7 @@
 """The zoo. One file a family, one decorated function a model; importing a family's file registers its models."""
 
 from lean3d.models import c3d, resnet3d  # noqa: F401  (each registers its models)
+from lean3d.models.cost import Cost, LayerCost, cost
 from lean3d.models.registry import (
     VideoNet,
     create_model,
@@ -13,7 +14,10 @@ from lean3d.models.registry import (
 )
 
 __all__ = [
+    "Cost",
+    "LayerCost",
     "VideoNet",
+    "cost",
     "create_model",
     "list_models",
     "model_arguments",
