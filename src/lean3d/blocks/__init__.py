@@ -5,18 +5,20 @@ from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.head import Head
 from lean3d.blocks.residual import ResidualBlock, basic, bottleneck, smallbig_basic, smallbig_bottleneck
 from lean3d.blocks.smallbig import Pool3d, SmallBigUnit
-from lean3d.blocks.stem import ResNetStem
+from lean3d.blocks.stem import ConvStem, ResNetStem, TemporalMaxPool
 from lean3d.blocks.trg import TemporalResidualGradient
 
 __all__ = [
     "Conv3d",
     "ConvBN",
+    "ConvStem",
     "FullySeparableBlock",
     "Head",
     "Pool3d",
     "ResNetStem",
     "ResidualBlock",
     "SmallBigUnit",
+    "TemporalMaxPool",
     "TemporalResidualGradient",
     "basic",
     "bottleneck",

@@ -20,17 +20,26 @@ class ResidualBlock(nn.Module):
         in_channels, out_channels: where they differ, or where the stride is not 1, the shortcut is a 1x1x1
             convolution with BN; else x itself.
         stride: the block's stride in height and width, which one of the units carries.
+        time_stride: its stride in time.
     """
 
-    def __init__(self, units: Sequence[nn.Module], *, in_channels: int, out_channels: int, stride: int = 1):
+    def __init__(
+        self,
+        units: Sequence[nn.Module],
+        *,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        time_stride: int = 1,
+    ):
         super().__init__()
         self.units = nn.ModuleList(units)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = ConvBN(in_channels, out_channels, 1, stride=(1, stride, stride))
+        if (time_stride, stride) != (1, 1) or in_channels != out_channels:
+            self.shortcut = ConvBN(in_channels, out_channels, 1, stride=(time_stride, stride, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` -> `(N, out_channels, T, H / stride, W / stride)`."""
+        """`(N, C, T, H, W)` -> `(N, out_channels, T / time_stride, H / stride, W / stride)`, rounded up."""
         y = x
         for unit in self.units[:-1]:
             y = F.relu(unit(y))

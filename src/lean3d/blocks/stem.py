@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,8 +18,17 @@ class SpatialMaxPool(nn.Module):
         return unfold_time(F.max_pool2d(fold_time(x), 3, stride=2, padding=1), x.shape[0])
 
 
-class ResNetStem(ConvBN):
-    """time x 7 x 7 convolution at stride (1, 2, 2), BN, ReLU, max pooling 1 x 3 x 3 at stride (1, 2, 2).
+class TemporalMaxPool(nn.Module):
+    """Max pooling 2 x 1 x 1 at stride (2, 1, 1); a last odd frame is kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, C, T / 2, H, W)`, rounded up."""
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        return F.max_pool3d(x, (2, 1, 1), ceil_mode=True)
+
+
+class ConvStem(ConvBN):
+    """time x 7 x 7 convolution at stride (1, 2, 2), BN, ReLU: the stem of nets without max pooling.
 
     Args:
         in_channels: 3 for RGB, 1 for grey.
@@ -28,8 +38,25 @@ class ResNetStem(ConvBN):
 
     def __init__(self, in_channels: int, out_channels: int, *, time: int = 1):
         super().__init__(in_channels, out_channels, (time, 7, 7), stride=(1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 2, W / 2)`, rounded up."""
+        return F.relu(super().forward(x))
+
+
+class ResNetStem(ConvStem):
+    """time x 7 x 7 convolution at stride (1, 2, 2), BN, ReLU, max pooling 1 x 3 x 3 at stride (1, 2, 2).
+
+    Args:
+        in_channels: 3 for RGB, 1 for grey.
+        out_channels: channels of the result.
+        time: length of the kernel in time.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, time: int = 1):
+        super().__init__(in_channels, out_channels, time=time)
         self.pool: nn.Module = SpatialMaxPool()
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 4, W / 4)`, rounded up."""
-        return self.pool(F.relu(super().forward(x)))
+        return self.pool(super().forward(x))

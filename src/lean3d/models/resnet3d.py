@@ -7,8 +7,8 @@
     res5    512                                                                 H / 32
     head    global average, dropout, linear
 
-Time is never strided. Sources: Wang et al. 2018 (C2D, arXiv 1711.07971), Feichtenhofer et al. 2019 (SlowOnly, arXiv
-1812.03982), Li et al. 2020 (SmallBigNet, arXiv 2006.14582).
+Time is strided only by a pooling after res2, where asked. Sources: Wang et al. 2018 (C2D, arXiv 1711.07971),
+Feichtenhofer et al. 2019 (SlowOnly, arXiv 1812.03982), Li et al. 2020 (SmallBigNet, arXiv 2006.14582).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lean3d.blocks import (
     Head,
     ResidualBlock,
     ResNetStem,
+    TemporalMaxPool,
     basic,
     bottleneck,
     smallbig_basic,
@@ -34,33 +35,55 @@ Block = Callable[..., ResidualBlock]
 
 
 def resnet3d(
-    blocks: Sequence[Block],
+    blocks: Sequence[Block | Sequence[Block]],
     depths: Sequence[int],
     block_expansion: int,
     num_classes: int,
     in_channels: int,
     width: float,
     dropout: float,
+    *,
+    stem: nn.Module | None = None,
+    first_stride: int = 1,
+    temporal_pool: bool = False,
 ) -> VideoNet:
     """A residual net from one block function and one depth a stage.
 
     Args:
-        blocks: for res2 to res5, a function (in_channels, channels, out_channels, *, stride) -> block.
+        blocks: for res2 to res5, a function (in_channels, channels, out_channels, *, stride) -> block, or several
+            that take turns.
         depths: number of blocks in res2 to res5.
         block_expansion: out_channels / channels: 4 for bottlenecks, 1 for basic blocks.
+        stem: `(N, in_channels, T, H, W)` -> `scaled(64, width)` channels (default: 1x7x7 and max pooling).
+        first_stride: res2's stride in height and width, 2 in nets without max pooling.
+        temporal_pool: whether max pooling halves time after res2.
     """
     channels = scaled(64, width)
-    stem = ResNetStem(in_channels, channels)
+    stem = stem or ResNetStem(in_channels, channels)
     stages: list[nn.Module] = []
     for number, (block, depth) in enumerate(zip(blocks, depths, strict=True)):
-        inner = scaled(64 * 2**number, width)
-        parts = []
-        for i in range(depth):
-            stride = 2 if i == 0 and number > 0 else 1
-            parts.append(block(channels, inner, inner * block_expansion, stride=stride))
-            channels = inner * block_expansion
-        stages.append(nn.Sequential(*parts))
-    net = VideoNet(stem, stages, Head(channels, num_classes, dropout=dropout))
+        stride = first_stride if number == 0 else 2
+        stages.append(res_stage(block, depth, channels, scaled(64 * 2**number, width), block_expansion, stride))
+        channels = scaled(64 * 2**number, width) * block_expansion
+    if temporal_pool:
+        stages[0].append(TemporalMaxPool())  # type: ignore[operator]
+    return init_convs(VideoNet(stem, stages, Head(channels, num_classes, dropout=dropout)))
+
+
+def res_stage(
+    block: Block | Sequence[Block], depth: int, in_channels: int, channels: int, block_expansion: int, stride: int
+) -> nn.Sequential:
+    """`depth` blocks, the first of which carries the stride; several block functions take turns."""
+    turns = [block] if callable(block) else list(block)
+    out_channels = channels * block_expansion
+    return nn.Sequential(
+        turns[0](in_channels, channels, out_channels, stride=stride),
+        *[turns[i % len(turns)](out_channels, channels, out_channels, stride=1) for i in range(1, depth)],
+    )
+
+
+def init_convs(net: VideoNet) -> VideoNet:
+    """He's initialisation of all convolutions (arXiv 1502.01852)."""
     for module in net.modules():
         if isinstance(module, Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -81,11 +104,21 @@ def c2d_r18(
 
 @register_model(sampling_rate=8, size=224)
 def c2d_r50(
-    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+    *,
+    num_classes: int = 400,
+    num_frames: int = 8,
+    in_channels: int = 3,
+    width: float = 1.0,
+    dropout: float = 0.5,
+    temporal_pool: bool = False,
 ) -> VideoNet:
-    """C2D-50: a 2D ResNet-50 on every frame, scores from the average over frames. It can't see order."""
+    """C2D-50: a 2D ResNet-50 on every frame, scores from the average over frames. It can't see order.
+
+    Args:
+        temporal_pool: whether max pooling halves time after res2, as Wang et al. 2018 and pytorchvideo have it.
+    """
     blocks: list[Block] = [bottleneck] * 4
-    return resnet3d(blocks, DEPTHS_50, 4, num_classes, in_channels, width, dropout)
+    return resnet3d(blocks, DEPTHS_50, 4, num_classes, in_channels, width, dropout, temporal_pool=temporal_pool)
 
 
 @register_model(sampling_rate=8, size=224)
