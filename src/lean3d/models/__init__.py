@@ -12,14 +12,17 @@ from lean3d.models.registry import (
     model_summary,
     register_model,
 )
+from lean3d.models.weights_2d import LoadReport, load_2d_weights
 
 __all__ = [
     "Cost",
     "LayerCost",
+    "LoadReport",
     "VideoNet",
     "cost",
     "create_model",
     "list_models",
+    "load_2d_weights",
     "model_arguments",
     "model_from_config",
     "model_from_spec",
