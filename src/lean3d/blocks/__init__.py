@@ -4,11 +4,14 @@ from lean3d.blocks.conv import Conv3d, ConvBN
 from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.head import Head
 from lean3d.blocks.residual import ResidualBlock, basic, bottleneck, smallbig_basic, smallbig_bottleneck
-from lean3d.blocks.smallbig import Pool3d, SmallBigUnit
+from lean3d.blocks.smallbig import FIGURE_BLOCKS, BlockPlan, Pool3d, SmallBigExtra, SmallBigUnit, block_plan
+from lean3d.blocks.squeeze_excitation import SqueezeExcitation
 from lean3d.blocks.stem import ConvStem, ResNetStem, TemporalMaxPool
 from lean3d.blocks.trg import TemporalResidualGradient
 
 __all__ = [
+    "FIGURE_BLOCKS",
+    "BlockPlan",
     "Conv3d",
     "ConvBN",
     "ConvStem",
@@ -17,10 +20,13 @@ __all__ = [
     "Pool3d",
     "ResNetStem",
     "ResidualBlock",
+    "SmallBigExtra",
     "SmallBigUnit",
+    "SqueezeExcitation",
     "TemporalMaxPool",
     "TemporalResidualGradient",
     "basic",
+    "block_plan",
     "bottleneck",
     "smallbig_basic",
     "smallbig_bottleneck",
