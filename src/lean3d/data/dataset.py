@@ -1,0 +1,300 @@
+"""Labelled clips as PyTorch data sets: a list of files, and a rule that turns one of them into a tensor.
+
+A training clip follows from `(seed, epoch, index)` alone, whichever worker, process or batch it is made in:
+
+    (epoch, index) -> file -> reader -> frame indices -> frames -> crop, flip, colours -> uint8 (C, T, h, w)
+                       ^                                    |
+                       +------ another clip instead <-------+ can't be decoded: reported in `Sample.bad`
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
+from lean3d.data.manifest import Clip
+from lean3d.data.readers import open_video
+from lean3d.data.sampling import dense_indices, segment_indices, view_indices
+from lean3d.data.transforms import TestTransform, TrainTransform
+from lean3d.errors import DataError, DecodeError, TooManyBadFilesError
+
+MAX_TRIES = 10
+"""Clips that are tried for one place in a training batch before it is given up."""
+
+
+class BadFile(NamedTuple):
+    """A file that could not be decoded, and why in a short phrase."""
+
+    path: str
+    reason: str
+
+
+class Sample(NamedTuple):
+    """What a data set gives for one key.
+
+    Attributes:
+        clip: Training: uint8 (C, T, h, w). Test: uint8 (V, C, T, h, w), or None where the file is bad.
+        label: The class, after a flip that exchanges labels; -1 where there is none.
+        index: The place in the data set of the clip that is really shown.
+        bad: The files that failed on the way.
+    """
+
+    clip: torch.Tensor | None
+    label: int
+    index: int  # type: ignore[assignment]  # hides a method of tuples that nobody calls here
+    bad: tuple[BadFile, ...]
+
+
+class ClipTable:
+    """Paths and labels of many clips in three arrays.
+
+    A list of Python objects would be copied, page by page, into every forked loader process, because reading an object
+    writes its reference count; arrays stay shared.
+    """
+
+    def __init__(self, clips: Sequence[Clip]):
+        names = [clip.path.encode("utf-8", "surrogateescape") for clip in clips]
+        self.labels = np.array([clip.label for clip in clips], dtype=np.int64)
+        self._ends = np.cumsum([0] + [len(name) for name in names], dtype=np.int64)
+        self._text = np.frombuffer(b"".join(names), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        """The file of clip `index`."""
+        text = self._text[self._ends[index] : self._ends[index + 1]]
+        return text.tobytes().decode("utf-8", "surrogateescape")
+
+    def label(self, index: int) -> int:
+        """The class of clip `index`, -1 where it has none."""
+        return int(self.labels[index])
+
+
+class TrainClips(Dataset[Sample]):
+    """Random clips to train on, indexed by a key `(epoch, index)`.
+
+    A file that can't be decoded is reported and another clip takes its place: one of the same class while there are
+    untried ones, else any. Files that don't even open are remembered, so that each is read once per process; what
+    takes their place does not depend on that memory. A file that breaks in the middle is tried again each time, since
+    another epoch may draw frames that are whole.
+
+    Args:
+        clips: Clips of one split. Unlabelled ones (label -1) are left out, so indices count the labelled ones.
+        classes: Names of all classes, for the flip that knows about labels.
+        data: Sampling and the frames' name template.
+        spec: The clip that the model wants.
+        augment: What happens to a clip.
+        seed: The run's seed, at least 0.
+
+    Raises:
+        DataError: No clip has a label.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        classes: Sequence[str],
+        data: DataConfig,
+        spec: InputSpec,
+        augment: AugmentConfig,
+        seed: int,
+    ):
+        self.table = ClipTable([clip for clip in clips if clip.label >= 0])
+        if not len(self.table):
+            raise DataError(f"there is no labelled clip to train on ({len(clips)} without a label)")
+        self.data = data
+        self.spec = spec
+        self.augment = augment
+        self.seed = seed
+        self.transform = TrainTransform(augment, spec, tuple(classes))
+        self._known_bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        bad: list[BadFile] = []
+        tried: list[int] = []
+        for attempt in range(min(MAX_TRIES, len(self))):
+            # A generator of its own for each attempt: how much a failed one drew must not matter.
+            generator = _generator(self.seed, epoch, index, attempt)
+            now = index if attempt == 0 else self._replacement(index, tried, generator)
+            try:
+                clip, label = self._load(now, generator)
+            except DecodeError as error:
+                bad.append(BadFile(self.table.path(now), error.reason))
+                tried.append(now)
+            else:
+                return Sample(clip, label, now, tuple(bad))
+        raise TooManyBadFilesError(
+            f"{len(bad)} clips in a row can't be decoded; the first is {bad[0].path}: {bad[0].reason}. "
+            "Look at some of the files with a video player, or at the frame template where clips are folders."
+        )
+
+    def _load(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+        path = self.table.path(index)
+        if index in self._known_bad:
+            raise DecodeError(path, self._known_bad[index])
+        try:
+            reader = open_video(path, self.data.frame_template)
+        except DecodeError as error:
+            self._known_bad[index] = error.reason
+            raise
+        with reader:
+            if self.data.sampling == "segments":
+                frames = segment_indices(reader.num_frames, self.spec.num_frames, generator)
+            else:
+                frames = dense_indices(reader.num_frames, self.spec.num_frames, self.spec.sampling_rate, generator)
+            size = decode_size(reader.size, self.spec.size, self.augment)
+            pixels = reader.get_frames(frames.tolist(), size=size, channels=self.spec.channels)
+        return self.transform(pixels, self.table.label(index), generator)
+
+    def _replacement(self, index: int, tried: list[int], generator: torch.Generator) -> int:
+        """An untried clip, of the same class as clip `index` where there is one."""
+        pool = np.setdiff1d(np.flatnonzero(self.table.labels == self.table.labels[index]), tried)
+        if not len(pool):
+            pool = np.setdiff1d(np.arange(len(self)), tried)
+        return int(pool[int(torch.randint(len(pool), (), generator=generator))])
+
+
+class TestClips(Dataset[Sample]):
+    """The views of every video, nothing random, indexed by the video's place.
+
+    A bad file gives a `Sample` without a clip; it is not replaced, since a test counts each video once. Unlabelled
+    videos are kept: they get scores, but no part in any accuracy.
+
+    Args:
+        clips: The videos of one split.
+        data: Sampling and the frames' name template.
+        spec: The clip that the model wants.
+        views: num_clips x num_crops = V views of each video.
+    """
+
+    __test__ = False  # its name looks like a test case's to pytest
+
+    def __init__(self, clips: Sequence[Clip], data: DataConfig, spec: InputSpec, views: ViewsConfig):
+        self.table = ClipTable(clips)
+        self.data = data
+        self.spec = spec
+        self.views = views
+        self.transform = TestTransform(spec, views.num_crops)
+        self._known_bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def view_shape(self) -> tuple[int, ...]:
+        """(V, C, T, h, w) of every sample's clip."""
+        spec = self.spec
+        return (self.views.num_clips * self.views.num_crops, spec.channels, spec.num_frames, *spec.size)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self.table.path(index), self.table.label(index)
+        if index not in self._known_bad:
+            try:
+                return Sample(self._load(path), label, index, ())
+            except DecodeError as error:
+                self._known_bad[index] = error.reason
+        return Sample(None, label, index, (BadFile(path, self._known_bad[index]),))
+
+    def _load(self, path: str) -> torch.Tensor:
+        spec = self.spec
+        with open_video(path, self.data.frame_template) as reader:
+            frames = view_indices(
+                reader.num_frames, spec.num_frames, spec.sampling_rate, self.views.num_clips, self.data.sampling
+            )
+            size = decode_size(reader.size, spec.size)
+            pixels = reader.get_frames(frames.flatten().tolist(), size=size, channels=spec.channels)
+        clips = pixels.unflatten(0, frames.shape)  # (num_clips, T, H, W, C)
+        return torch.cat([self.transform(clip) for clip in clips])
+
+
+class BadFileLog:
+    """Counts the files that could not be decoded and stops a run in which they are too many.
+
+    Args:
+        num_files: Files in the data set.
+        max_share: The share of them that may be bad (`DataConfig.max_bad_share`).
+    """
+
+    def __init__(self, num_files: int, max_share: float):
+        self.num_files = num_files
+        self.max_share = max_share
+        self.files: dict[str, tuple[str, int]] = {}
+        """From each bad path to its reason and how often it was met."""
+
+    def __len__(self) -> int:
+        """Different files that are bad."""
+        return len(self.files)
+
+    def add(self, bad: Iterable[BadFile]) -> None:
+        """Count the bad files of a batch.
+
+        Raises:
+            TooManyBadFilesError: More than `max_share` of the files are bad by now.
+        """
+        for path, reason in bad:
+            self.files[path] = (reason, self.files.get(path, ("", 0))[1] + 1)
+        if len(self) > self.max_share * self.num_files:
+            path, (reason, _) = next(iter(self.files.items()))
+            raise TooManyBadFilesError(
+                f"{len(self)} of {self.num_files} files can't be decoded, more than the allowed share of "
+                f"{self.max_share:.0%}; the first is {path}: {reason}. Mend or remove them, or allow more with "
+                f"--data.max-bad-share {min(1.0, math.ceil(len(self) / self.num_files * 20) / 20):g}"
+            )
+
+    def write_csv(self, path: str | Path) -> None:
+        """Write `path,reason,count`, one row a file, sorted by path."""
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "reason", "count"])
+            writer.writerows([name, *self.files[name]] for name in sorted(self.files))
+
+
+def decode_size(
+    frame: tuple[int, int], target: tuple[int, int], augment: AugmentConfig | None = None
+) -> tuple[int, int] | None:
+    """The size at which the decoder should hand over frames, so that no pixel is made that the crop throws away.
+
+    The frame keeps its shape and shrinks until the smallest crop that can be drawn is as large as the model's input:
+    no crop enlarges what the decoder shrank, and a large video costs little more than a small one.
+
+    >>> decode_size((1080, 1920), (112, 112))
+    (112, 200)
+
+    Args:
+        frame: Height and width of the video.
+        target: Height and width of the model's input.
+        augment: The training's crops; None: a test's, which are the largest boxes of the input's shape.
+
+    Returns:
+        Height and width, or None (as they are) where shrinking would save little.
+    """
+    height, width = (side / wanted for side, wanted in zip(frame, target, strict=True))  # in inputs, not in pixels
+    smallest = min(height, width)
+    if augment is not None and augment.crop == "multi_scale":
+        smallest *= min(augment.scales)
+    elif augment is not None and augment.crop == "random_resized":
+        side = math.sqrt(min(augment.area) * height * width)
+        narrow, wide = min(*augment.aspect, 1.0), max(*augment.aspect, 1.0)
+        smallest = min(side / math.sqrt(wide), side * math.sqrt(narrow), height * narrow, width / wide)
+    if smallest < 1.25:
+        return None
+    return math.ceil(frame[0] / smallest - 1e-6), math.ceil(frame[1] / smallest - 1e-6)
+
+
+def _generator(*words: int) -> torch.Generator:
+    """A generator that follows from these numbers; neighbours are unrelated to each other."""
+    state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

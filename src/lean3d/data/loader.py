@@ -1,0 +1,240 @@
+"""From data sets to batches: worker processes, the order of an epoch, and each rank's part of a batch.
+
+A training batch has a place (epoch, step) and nothing else decides what is in it, so a run can go on at any step:
+
+    epoch e   permutation of all clips, from (seed, e)
+    step  k   permutation[k*B : (k+1)*B]              the batch over all ranks
+    rank  r   permutation[k*B : (k+1)*B][r::world]    what this process loads
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
+from lean3d.data.dataset import BadFile, Sample, TestClips, TrainClips
+from lean3d.data.manifest import Clip
+from lean3d.errors import ConfigError, DataError
+
+TEST_BATCH_BYTES = 64 * 2**20
+"""Pixels in one test batch; videos with many views come in smaller batches."""
+
+
+class Batch(NamedTuple):
+    """Clips that were loaded together.
+
+    Attributes:
+        clips: Training: uint8 (N, C, T, h, w). Test: uint8 (N, V, C, T, h, w); N may be 0 where every file was bad.
+        labels: int64 (N,), -1 where there is none.
+        indices: int64 (N,), places in the data set.
+        bad: The files that failed.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    bad: tuple[BadFile, ...]
+
+
+class TrainSampler(Sampler[list[tuple[int, int]]]):
+    """The keys `(epoch, index)` of each batch of this rank. The last clips that don't fill a batch are dropped.
+
+    Args:
+        num_clips: Labelled clips in the data set.
+        batch_size: Clips in a batch over all ranks.
+        seed: The run's seed.
+        rank: This process, in [0, world).
+        world: Processes.
+
+    Raises:
+        ConfigError: There are fewer clips than a batch has, or the ranks' parts would differ in size.
+    """
+
+    def __init__(self, num_clips: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        if batch_size < 1 or batch_size % world:
+            raise ConfigError(
+                f"the batch size must be a positive multiple of the number of processes ({world}), got {batch_size}; "
+                f"try --optim.batch-size {max(1, batch_size // world) * world}"
+            )
+        if num_clips < batch_size:
+            raise ConfigError(
+                f"the training split has {num_clips} labelled clips, less than one batch of {batch_size}; "
+                f"try --optim.batch-size {max(1, num_clips // 2 // world) * world} or more clips"
+            )
+        self.num_clips = num_clips
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return self.num_clips // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self.batches(self.epoch, self.start)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[list[tuple[int, int]]]:
+        """The batches of `epoch` from step `start` on."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+        for step in range(start, len(self)):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in batch[self.rank :: self.world]]
+
+
+class TrainLoader(DataLoader[Sample]):
+    """A `DataLoader` of training batches that starts at any place; made by `train_loader`. Its length is an epoch's."""
+
+    batch_sampler: TrainSampler
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from step `start` on. A call ends the iterator that an earlier one gave."""
+        self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
+        return iter(self)  # type: ignore[return-value]
+
+
+def train_loader(
+    clips: Sequence[Clip],
+    classes: Sequence[str],
+    data: DataConfig,
+    spec: InputSpec,
+    augment: AugmentConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+) -> TrainLoader:
+    """Batches to train on.
+
+    Args:
+        clips: The training split; unlabelled clips are left out.
+        classes: Names of all classes.
+        data: Sampling, frame template, `num_workers`.
+        spec: The clip that the model wants.
+        augment: What happens to a clip.
+        batch_size: Clips in a batch over all ranks.
+        seed: The run's seed.
+        rank: This process.
+        world: Processes.
+        pin_memory: Put batches where a GPU fetches them faster.
+
+    Returns:
+        A loader whose `batches(epoch, start)` gives `Batch`es of `batch_size // world` clips. Its processes live as
+        long as it does.
+
+    Raises:
+        ConfigError: See `TrainSampler`.
+        DataError: No clip has a label.
+    """
+    dataset = TrainClips(clips, classes, data, spec, augment, seed)
+    sampler = TrainSampler(len(dataset), batch_size, seed, rank, world)
+    return TrainLoader(
+        dataset, batch_sampler=sampler, collate_fn=_collate_train, **_workers(data.num_workers, pin_memory)
+    )
+
+
+def test_loader(
+    clips: Sequence[Clip],
+    data: DataConfig,
+    spec: InputSpec,
+    views: ViewsConfig,
+    *,
+    batch_size: int = 16,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader[Sample]:
+    """Every video once, in order, with all its views; rank r has videos r, r + world, ...
+
+    Args:
+        clips: The split to test on.
+        data: Sampling, frame template, `num_workers`.
+        spec: The clip that the model wants.
+        views: num_clips x num_crops = V views of each video.
+        batch_size: Largest number of videos in a batch; it is less where they have many views.
+        rank: This process.
+        world: Processes.
+        pin_memory: Put batches where a GPU fetches them faster.
+
+    Returns:
+        A loader of `Batch`es with clips (N, V, C, T, h, w).
+
+    Raises:
+        DataError: There is no clip.
+    """
+    if not clips:
+        raise DataError("there is no video to test on: the split is empty")
+    dataset = TestClips(clips, data, spec, views)
+    fits = max(1, TEST_BATCH_BYTES // int(np.prod(dataset.view_shape)))
+    return DataLoader(
+        dataset,
+        batch_size=min(batch_size, fits),
+        sampler=range(rank, len(dataset), world),
+        collate_fn=_TestCollate(dataset.view_shape),
+        **_workers(data.num_workers, pin_memory),
+    )
+
+
+test_loader.__test__ = False  # type: ignore[attr-defined]  # its name looks like a test's to pytest
+
+
+class _TestCollate:
+    """Joins samples and leaves bad files out; a class, so that it can be sent to a spawned process."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape = shape
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        good = [sample for sample in samples if sample.clip is not None]
+        bad = tuple(file for sample in samples for file in sample.bad)
+        return _batch(good, bad) if good else _batch([], bad, torch.empty(0, *self.shape, dtype=torch.uint8))
+
+
+def _collate_train(samples: list[Sample]) -> Batch:
+    return _batch(samples, tuple(file for sample in samples for file in sample.bad))
+
+
+def _batch(samples: list[Sample], bad: tuple[BadFile, ...], clips: torch.Tensor | None = None) -> Batch:
+    if clips is None:
+        clips = torch.stack([sample.clip for sample in samples if sample.clip is not None])
+    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
+    indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
+    return Batch(clips, labels, indices, bad)
+
+
+def _workers(num_workers: int, pin_memory: bool) -> dict[str, Any]:
+    """The `DataLoader`'s arguments that say who does the work."""
+    # The loader draws a number from its generator for each pass. With its own one, the main process's random state
+    # does not depend on how often a pass was begun, so a resumed training draws the same dropout.
+    settings: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin_memory, "generator": torch.Generator()}
+    if num_workers:
+        # Forking takes 0.1 s where a fresh interpreter takes 2 s to import torch, and needs no `__main__` guard in a
+        # user's script. It is safe here: workers run torch on one thread, and never touch a GPU.
+        context = "fork" if sys.platform == "linux" else None
+        settings |= {
+            "persistent_workers": True,
+            "worker_init_fn": _init_worker,
+            "multiprocessing_context": context,
+        }
+    return settings
+
+
+def _init_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    # The collector writes into every object that it looks at. Those from before the fork it must leave alone, or all
+    # their memory, which processes share, would be copied.
+    gc.freeze()
+    # Ctrl-C reaches every process of a terminal; the trainer alone decides what to do and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,205 @@
+"""data/dataset.py: a clip follows from its key alone, and bad files are replaced, named and counted."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
+from lean3d.data import dataset
+from lean3d.data.dataset import BadFile, BadFileLog, ClipTable, TestClips, TrainClips, decode_size
+from lean3d.data.manifest import Clip
+from lean3d.data.readers import VideoReader
+from lean3d.data.transforms import TrainTransform
+from lean3d.errors import DataError, TooManyBadFilesError
+from video_files import broken_files, moving_frames, write_video
+
+SPEC = InputSpec(num_frames=8, sampling_rate=2, size=(16, 24))
+CLASSES = ("dark", "bright")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, ...]:
+    """Eight real files of 24 frames, four of each class."""
+    folder = tmp_path_factory.mktemp("clips")
+    made = []
+    for i in range(8):
+        path = folder / f"ünï {i}.mp4"
+        write_video(path, moving_frames(24, 32, 48, seed=i) // 4 + (20 if i < 4 else 150))
+        made.append(Clip(str(path), i // 4, "train", ""))
+    return tuple(made)
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One bad file of each kind."""
+    return {kind: str(path) for kind, path in broken_files(tmp_path_factory.mktemp("broken")).items()}
+
+
+def train_clips(clips, seed=0, **data) -> TrainClips:
+    return TrainClips(clips, CLASSES, DataConfig(**data), SPEC, AugmentConfig(), seed)
+
+
+def test_a_training_clip_has_the_models_shape_and_its_label(clips):
+    for sampling in ("dense", "segments"):
+        data = train_clips(clips, sampling=sampling)
+        for index in (0, 5):
+            sample = data[3, index]
+            assert sample.clip.dtype == torch.uint8 and sample.clip.shape == (3, 8, 16, 24)
+            assert (sample.label, sample.index, sample.bad) == (index // 4, index, ())
+            assert (sample.clip.float().mean() > 100) == (sample.label == 1)
+
+
+def test_a_clip_follows_from_seed_epoch_and_index_alone(clips):
+    data, again, other = train_clips(clips), train_clips(clips), train_clips(clips, seed=1)
+    first = data[0, 2].clip
+    for key in [(1, 2), (0, 3), (7, 7)]:
+        data[key]
+    torch.manual_seed(123)
+    assert torch.equal(first, data[0, 2].clip)
+    assert torch.equal(first, again[0, 2].clip)
+    assert not torch.equal(first, data[1, 2].clip)
+    assert not torch.equal(first, other[0, 2].clip)
+
+
+def test_grey_clips_have_one_channel(clips):
+    spec = InputSpec(8, 2, (16, 24), channels=1, mean=(0.5,), std=(0.25,))
+    assert TrainClips(clips, CLASSES, DataConfig(), spec, AugmentConfig(), 0)[0, 0].clip.shape == (1, 8, 16, 24)
+
+
+def test_unlabelled_clips_are_left_out_of_training(clips):
+    mixed = (Clip("unlabelled.mp4", -1, "train", ""), *clips)
+    data = train_clips(mixed)
+    assert len(data) == 8 and data[0, 0].bad == ()
+    with pytest.raises(DataError, match="no labelled clip"):
+        train_clips(mixed[:1])
+
+
+@pytest.mark.parametrize("kind", ["zero_byte", "text", "audio_only", "truncated", "moov_less", "broken_middle"])
+def test_every_kind_of_bad_file_is_named_and_replaced_by_its_class(kind, clips, broken):
+    path = broken[kind]
+    long = InputSpec(num_frames=24, sampling_rate=1, size=(16, 24))  # so that it meets damage in the middle
+    data = TrainClips((Clip(path, 1, "train", ""), *clips), CLASSES, DataConfig(), long, AugmentConfig(), seed=0)
+    shown = set()
+    for epoch in range(8):
+        sample = data[epoch, 0]
+        assert [file.path for file in sample.bad] == [path]
+        assert sample.bad[0].reason and "\n" not in sample.bad[0].reason
+        assert sample.clip is not None and sample.label == 1
+        shown.add(sample.index)
+    assert len(shown) > 1 and shown <= {5, 6, 7, 8}, "the replacement is drawn among the good clips of the class"
+
+
+def test_what_replaces_a_bad_file_does_not_depend_on_what_is_remembered(clips, broken):
+    bad = [Clip(broken[kind], 0, "train", "") for kind in ("text", "zero_byte", "truncated")]
+    fresh, experienced = train_clips((*bad, *clips[2:])), train_clips((*bad, *clips[2:]))
+    for key in [(5, 0), (6, 1), (7, 2)]:
+        experienced[key]
+    for epoch in range(3):
+        one, other = fresh[epoch, 0], experienced[epoch, 0]
+        assert torch.equal(one.clip, other.clip) and one[1:] == other[1:]
+
+
+def test_a_file_that_does_not_open_is_read_once_and_reported_every_time(clips, broken, monkeypatch):
+    bad = broken["zero_byte"]
+    opened = []
+
+    def counting(path, template):
+        opened.append(path)
+        return VideoReader(path)
+
+    monkeypatch.setattr(dataset, "open_video", counting)
+    data = train_clips((Clip(bad, 0, "train", ""), *clips))
+    assert [len(data[epoch, 0].bad) for epoch in range(4)] == [1, 1, 1, 1]
+    assert opened.count(bad) == 1
+
+
+def test_another_class_steps_in_where_a_class_has_no_good_clip_left(clips, broken):
+    bad = [Clip(broken[kind], 0, "train", "") for kind in ("text", "zero_byte")]
+    sample = train_clips((*bad, *clips[4:]))[0, 0]
+    assert {file.path for file in sample.bad} == {clip.path for clip in bad}
+    assert sample.label == 1 and sample.index >= 2
+
+
+def test_nothing_but_bad_files_is_an_error_that_names_one(broken):
+    bad = [Clip(broken[kind], 0, "train", "") for kind in ("text", "zero_byte", "audio_only")]
+    with pytest.raises(TooManyBadFilesError, match=r"3 clips in a row can't be decoded; the first is .*zero_byte"):
+        train_clips(bad)[0, 1]
+
+
+def test_test_views_are_clips_times_crops(clips):
+    data = TestClips(clips, DataConfig(), SPEC, ViewsConfig(num_clips=2, num_crops=3))
+    sample = data[6]
+    assert sample.clip.shape == (6, 3, 8, 16, 24) == data.view_shape
+    assert (sample.label, sample.index, sample.bad) == (1, 6, ())
+    assert torch.equal(sample.clip, data[6].clip)
+    assert not torch.equal(sample.clip[0], sample.clip[3]), "clips are from different times"
+
+
+def test_a_bad_test_video_gives_no_clip(clips, broken):
+    path = broken["audio_only"]
+    data = TestClips((*clips, Clip(path, -1, "test", "")), DataConfig(), SPEC, ViewsConfig())
+    for _ in range(2):
+        sample = data[8]
+        assert sample.clip is None and sample.label == -1
+        assert sample.bad[0].path == path and "audio" in sample.bad[0].reason
+
+
+def test_the_table_gives_back_what_it_was_given():
+    clips = [Clip(f"päth/{'x' * i}\udcff.mp4", i - 1, "train", "") for i in range(5)]
+    table = pickle.loads(pickle.dumps(ClipTable(clips)))
+    assert len(table) == 5
+    assert [(table.path(i), table.label(i)) for i in range(5)] == [(clip.path, clip.label) for clip in clips]
+
+
+sides = st.integers(8, 2000)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    frame=st.tuples(sides, sides),
+    target=st.tuples(st.integers(8, 300), st.integers(8, 300)),
+    crop=st.sampled_from(["multi_scale", "random_resized", "random", "center"]),
+    area=st.floats(0.1, 1.0),
+    aspect=st.tuples(st.floats(0.5, 1.0), st.floats(1.0, 2.0)),
+    seed=st.integers(0, 100),
+)
+def test_what_the_decoder_shrinks_no_crop_enlarges(frame, target, crop, area, aspect, seed):
+    augment = AugmentConfig(crop=crop, area=(area, 1.0), aspect=aspect)
+    size = decode_size(frame, target, augment)
+    if size is None:
+        return
+    assert size[0] <= frame[0] and size[1] <= frame[1]
+    assert abs(size[0] / frame[0] * frame[1] - size[1]) <= frame[1] / frame[0] + 1, "the frame keeps its shape"
+    draw = TrainTransform(augment, InputSpec(size=target), CLASSES)._draw_box
+    _, _, height, width = draw(*size, torch.Generator().manual_seed(seed))
+    assert height >= target[0] - 1 and width >= target[1] - 1  # a pixel for rounding
+
+
+def test_a_large_video_is_decoded_small_and_a_small_one_as_it_is():
+    assert decode_size((1080, 1920), (112, 112)) == (112, 200)
+    assert decode_size((1920, 1080), (112, 112)) == (200, 112)
+    assert decode_size((120, 160), (112, 112)) is None
+    assert decode_size((1080, 1920), (112, 112), AugmentConfig(crop="multi_scale", scales=(1.0, 0.5))) == (224, 399)
+
+
+def test_the_log_counts_files_and_stops_at_the_share(tmp_path):
+    log = BadFileLog(num_files=40, max_share=0.05)
+    log.add([BadFile("b.mp4", "the file is empty"), BadFile("a.mp4", 'odd, "quoted"')])
+    log.add([BadFile("b.mp4", "the file is empty")])
+    assert len(log) == 2
+    log.write_csv(tmp_path / "bad_files.csv")
+    with Path(tmp_path / "bad_files.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["path", "reason", "count"],
+            ["a.mp4", 'odd, "quoted"', "1"],
+            ["b.mp4", "the file is empty", "2"],
+        ]
+    with pytest.raises(TooManyBadFilesError, match=r"3 of 40 files .* share of 5%.*--data.max-bad-share 0\.1$"):
+        log.add([BadFile("c.mp4", "no video stream (audio only)")])
