@@ -3,10 +3,12 @@
 from lean3d.blocks.conv import Conv3d, ConvBN
 from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.head import Head
+from lean3d.blocks.non_local import NonLocalBlock
 from lean3d.blocks.residual import ResidualBlock, basic, bottleneck, smallbig_basic, smallbig_bottleneck
 from lean3d.blocks.smallbig import FIGURE_BLOCKS, BlockPlan, Pool3d, SmallBigExtra, SmallBigUnit, block_plan
 from lean3d.blocks.squeeze_excitation import SqueezeExcitation
 from lean3d.blocks.stem import ConvStem, ResNetStem, TemporalMaxPool
+from lean3d.blocks.temporal_shift import ShiftConvBN, TemporalShift
 from lean3d.blocks.trg import TemporalResidualGradient
 
 __all__ = [
@@ -17,14 +19,17 @@ __all__ = [
     "ConvStem",
     "FullySeparableBlock",
     "Head",
+    "NonLocalBlock",
     "Pool3d",
     "ResNetStem",
     "ResidualBlock",
+    "ShiftConvBN",
     "SmallBigExtra",
     "SmallBigUnit",
     "SqueezeExcitation",
     "TemporalMaxPool",
     "TemporalResidualGradient",
+    "TemporalShift",
     "basic",
     "block_plan",
     "bottleneck",
