@@ -1,0 +1,161 @@
+"""The arguments of each verb, as dataclasses that tyro reads from the command line; their texts are the help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional, arg
+
+from lean3d.config import (
+    AugmentConfig,
+    DataConfig,
+    InitConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ViewsConfig,
+)
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], argv: Sequence[str], default: T | None = None) -> T:
+    """The arguments in `argv`; what is not there is as in `default`. Help and errors are printed by tyro, which exits.
+
+    Args:
+        cls: One of the classes below.
+        argv: The words after the verb.
+        default: Another instance than the plain one.
+    """
+    prog, description = f"lean3d {cls.__name__.lower()}", inspect.getdoc(cls)
+    config = (tyro.conf.FlagCreatePairsOff,)
+    if default is None:
+        return tyro.cli(cls, args=argv, prog=prog, description=description, config=config)
+    return tyro.cli(cls, args=argv, prog=prog, description=description, config=config, default=default)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model on a folder of class folders, or on an annotation file.
+
+    RECIPE is a name from `lean3d recipes` (default: light) and gives every default below. DATA is a folder or file.
+    """
+
+    words: Annotated[Positional[tuple[str, ...]], arg(metavar="[RECIPE] [DATA]", help_behavior_hint="")] = ()
+    """A recipe, then the data; each may be left out."""
+    resume: Annotated[str | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """Go on with the run in this folder, with its own settings."""
+    dry_run: bool = False
+    """Show the data, the model and the plan, and stop there."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    test: ViewsConfig = field(default_factory=ViewsConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Test a trained model: accuracies, a table by class, a confusion picture, results.json.
+
+    Defaults below that have to do with data and views are those of the model's own training.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN|FILE")]
+    """A run's folder, or a .safetensors file."""
+    root: Annotated[Positional[str | None], arg(metavar="[DATA]", help_behavior_hint="")] = None
+    """Other data than the model was trained on: a folder or an annotation file."""
+    split: Literal["train", "val", "test", "all"] | None = None
+    """What to test on (default: test where there is such a split, else val)."""
+    out: str | None = None
+    """The folder for results.json, per_class.csv and confusion.png (default: beside the model)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 are mixed precision."""
+    batch_size: int = 16
+    """Largest number of videos that are loaded at once."""
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say what is to be seen in videos: for each as a whole, and for each window of a long one."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN|FILE")]
+    """A run's folder, or a .safetensors file."""
+    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO|FOLDER ...")]
+    """Video files, folders of pictures, or folders with videos anywhere in them."""
+    top_k: int = 5
+    """Classes to name."""
+    json: bool = False
+    """Print JSON in place of a table."""
+    video: Annotated[str | None, arg(metavar="OUT.mp4", help_behavior_hint="")] = None
+    """Write the video with its classes drawn on; a folder where there are several videos."""
+    stride: int | None = None
+    """Frames from one window's start to the next (default: windows touch)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models with what they cost, or show one with its arguments."""
+
+    pattern: Annotated[Positional[str], arg(metavar="[PATTERN|NAME]")] = "*"
+    """A model's name, or a pattern such as 'smallbig*' (in quotes)."""
+    markdown: bool = False
+    """Print a Markdown table."""
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List the recipes, or show one as JSON."""
+
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="")] = None
+    """A recipe's name."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Make small videos in which only the motion tells the class, train a light net on them and a 2D net beside it,
+    test both, predict a clip, and write a report."""
+
+    out: str = "demo"
+    """The folder for videos, runs and report. Videos that are there already are used again."""
+    minutes: float = 3.0
+    """Longest time of the light net's training."""
+    clips_per_class: int = 80
+    """Training videos of each of the ten classes."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Show versions, codecs and what is missing, try the parts, and say how to mend what does not work.
+
+    The exit status is 1 where something is missing that lean3d needs.
+    """
+
+    json: bool = False
+    """Print JSON."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write one HTML file about a run: accuracy, curves, confusions, clips with their predictions."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """A run's folder that `lean3d eval` has tested."""
+    out: Annotated[str | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
+    """The file to write (default: RUN/report.html)."""
+    compare: tuple[str, ...] = ()
+    """Folders of other runs, tested on the same videos, to show beside it."""
+    clips: int = 24
+    """Clips in the gallery."""

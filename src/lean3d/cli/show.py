@@ -1,0 +1,199 @@
+"""What the command prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lean3d.config import TrainConfig, to_json
+from lean3d.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lean3d.evaluate import Results
+
+MANY_CLASSES = 20
+"""Tables of more classes than this are shortened."""
+WIDE = 110
+"""A terminal of so many columns has room for descriptions beside numbers."""
+
+out = Console(highlight=False)
+err = Console(highlight=False, stderr=True)
+
+
+def results(results: Results) -> None:
+    """A test: the numbers, the classes (of many the worst), the bad files."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right", style="bold")
+    table.add_row("top-1", f"{results.top1:.4f}")
+    table.add_row("top-5", "-" if results.top5 is None else f"{results.top5:.4f}")
+    table.add_row("mean class accuracy", f"{results.mean_class_accuracy:.4f}")
+    table.add_row("videos", str(results.num_videos))
+    table.add_row("bad files", Text(str(len(results.bad)), style="red" if results.bad else ""))
+    out.print(table)
+    columns = zip(results.classes, results.confusion.sum(1).tolist(), results.per_class, strict=True)
+    rows = [(name, videos, accuracy) for name, videos, accuracy in columns if accuracy is not None]
+    shown = sorted(rows, key=lambda row: row[2])[:MANY_CLASSES] if len(rows) > MANY_CLASSES else rows
+    classes = Table("class", "videos", "accuracy", box=None, pad_edge=False, header_style="bold")
+    for column in classes.columns[1:]:
+        column.justify = "right"
+    for name, videos, accuracy in shown:
+        classes.add_row(name, str(videos), f"{accuracy:.3f}")
+    out.print()
+    out.print(classes)
+    if len(shown) < len(rows):
+        out.print(f"the {len(shown)} worst of {len(rows)} classes; all are in per_class.csv", style="dim")
+    for file in results.bad[:5]:
+        out.print(f"bad: {file.path}: {file.reason}", style="red", soft_wrap=True, markup=False)
+    if len(results.bad) > 5:
+        out.print(f"... and {len(results.bad) - 5} more bad files; all are in results.json", style="red")
+
+
+class ModelRow(NamedTuple):
+    """A model as it stands in the zoo's table: weights in millions, the others in billions."""
+
+    name: str
+    clip: str
+    weights: str
+    gmacs: str
+    fast: str
+    summary: str
+
+
+def model_row(name: str) -> ModelRow:
+    """A model with its default arguments, counted."""
+    import torch
+
+    from lean3d.models import create_model, model_summary
+    from lean3d.models.cost import cost
+
+    with torch.device("meta"):
+        model = create_model(name)
+    price, spec = cost(model), model.input_spec
+    clip = f"{spec.num_frames} x {spec.size[0]}x{spec.size[1]}"
+    weights, gmacs, fast = (f"{n:.2f}" for n in (price.weights / 1e6, price.macs / 1e9, price.multiplications / 1e9))
+    return ModelRow(name, clip, weights, gmacs, fast, model_summary(name))
+
+
+def models(rows: Sequence[ModelRow]) -> None:
+    """The zoo. In a narrow terminal each description stands under its model's numbers."""
+    wide = out.width >= WIDE
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", style="cyan", no_wrap=True)
+    for title in ("frames x size", "weights (M)", "GMACs", "fast (G)"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("what it is", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+    else:
+        for row in rows:
+            table.add_row(*row[:-1])
+        lines = out.render_lines(table, pad=False)
+        for line, summary in zip(lines, ["", *(row.summary for row in rows)], strict=True):
+            out.print(Text("".join(segment.text for segment in line).rstrip()), style="bold" if not summary else "")
+            if summary:
+                out.print(Padding(Text(summary, style="dim"), (0, 0, 0, 2)))
+    out.print(
+        "\nFor one clip and the default number of classes. GMACs: multiply-accumulates. fast: multiplications with the "
+        "fast algorithms (F(4, 3) in time, F(4x4, 3x3) in the plane), where they save any.",
+        style="dim",
+    )
+
+
+def markdown(rows: Sequence[ModelRow]) -> None:
+    """The zoo as a Markdown table."""
+    print("| model | frames x size | weights (M) | GMACs | fast (G) | what it is |")
+    print("|---|---|--:|--:|--:|---|")
+    for row in rows:
+        print(f"| `{row.name}` | {' | '.join(row[1:])} |")
+
+
+def pairs(title: str, value: str, rows: Iterable[tuple[str, str]]) -> None:
+    """A table of two columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, style="cyan", no_wrap=True)
+    table.add_column(value, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def plan(config: TrainConfig) -> None:
+    """All that a training would do.
+
+    Raises:
+        ConfigError: The training would not start.
+    """
+    import torch
+
+    from lean3d.data.manifest import read_manifest
+    from lean3d.engine import setup
+    from lean3d.models import model_from_config
+    from lean3d.models.cost import cost
+
+    manifest = read_manifest(config.data)
+    clips = manifest.select("train")
+    labelled = sum(clip.label >= 0 for clip in clips)
+    with torch.device("meta"):
+        model = model_from_config(config.model, len(manifest.classes))
+    setup.check(config, config.run.devices * config.run.num_nodes)
+    steps = labelled // config.optim.batch_size
+    price, spec = cost(model), model.input_spec
+
+    table = Table("class", "train", "val", "test", box=None, pad_edge=False, header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    counts = {
+        split: torch.bincount(
+            torch.tensor([c.label for c in manifest.select(split) if c.label >= 0], dtype=torch.int64),
+            minlength=len(manifest.classes),
+        ).tolist()
+        for split in ("train", "val", "test")
+    }
+    for label, name in list(enumerate(manifest.classes))[:MANY_CLASSES]:
+        table.add_row(name, *(str(counts[split][label]) for split in counts))
+    if len(manifest.classes) > MANY_CLASSES:
+        table.add_row(f"... and {len(manifest.classes) - MANY_CLASSES} more classes")
+    table.add_section()
+    table.add_row(f"all {len(manifest.classes)}", *(str(sum(counts[split])) for split in counts), style="bold")
+
+    plan = Table(box=None, show_header=False, pad_edge=False)
+    plan.add_column(style="bold", no_wrap=True)
+    plan.add_column(overflow="fold")
+    plan.add_row("recipe", config.recipe)
+    plan.add_row("data", f"{manifest.source}")
+    plan.add_row(
+        "model",
+        f"{config.model.name}, {price.weights / 1e6:.2f}M weights, {price.macs / 1e9:.2f} GMACs a clip "
+        f"({price.multiplications / 1e9:.2f} G multiplications with the fast algorithm)",
+    )
+    plan.add_row(
+        "clip",
+        f"{spec.num_frames} frames, every {spec.sampling_rate}. of the video, {spec.size[0]} x {spec.size[1]} pixels, "
+        f"{'grey' if spec.channels == 1 else 'RGB'}",
+    )
+    plan.add_row(
+        "steps",
+        f"{steps} an epoch of {config.optim.batch_size} clips each, {config.optim.epochs} epochs, "
+        f"{steps * config.optim.epochs} in all"
+        + (f", fewer to end within {config.run.max_minutes:g} minutes" if config.run.max_minutes else ""),
+    )
+    plan.add_row("run folder", str(setup.run_folder(config)))
+    out.print(plan)
+    out.print()
+    out.print(table)
+    out.print("\n[bold]config[/bold]")
+    out.print(to_json(config), markup=False)
+    if not steps:
+        raise ConfigError(
+            f"the training split has {labelled} labelled clips, less than one batch of {config.optim.batch_size}; "
+            "choose a smaller --optim.batch-size"
+        )
+    out.print("\nThis was a dry run: nothing is written. Leave --dry-run out to train.", style="green")

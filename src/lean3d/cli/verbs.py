@@ -1,0 +1,219 @@
+"""One function a verb: from the words after it to a room below, and what came of it to the terminal.
+
+Heavy imports stay inside the functions, so that help is there at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from lean3d import recipes
+from lean3d.cli import show
+from lean3d.cli.arguments import Demo, Doctor, Eval, Models, Predict, Recipes, Report, Train, parse
+from lean3d.cli.show import out
+from lean3d.config import TrainConfig, to_dict, to_json
+from lean3d.errors import ConfigError, DecodeError, did_you_mean
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train, go on with a training, or show what a training would be."""
+    assumed = argv[0] if argv and _is_recipe(argv[0]) else "light"
+    args = parse(Train, argv, _train_defaults(assumed))
+    if args.resume is not None:
+        if args != dataclasses.replace(_train_defaults(assumed), resume=args.resume):
+            raise ConfigError(
+                "--resume goes on with the run's own settings, so nothing else can be set: "
+                f"lean3d train --resume {shlex.quote(args.resume)}"
+            )
+        return _fit(resume=args.resume)
+    recipe, root = _recipe_and_data(args.words)
+    if recipe != assumed:  # the recipe came after an option
+        args = parse(Train, argv, _train_defaults(recipe))
+    data = dataclasses.replace(args.data, root=root) if root else args.data
+    if not data.root:
+        raise ConfigError(
+            "which data? Give a folder that has a folder of clips for each class, or an annotation file: "
+            f"lean3d train {recipe} path/to/clips"
+        )
+    config = TrainConfig(recipe, args.model, data, args.augment, args.optim, args.init, args.test, args.run)
+    if args.dry_run:
+        show.plan(config)
+        return 0
+    return _fit(config)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Test a model; what is not set is as in its training."""
+    from lean3d import checkpoint
+    from lean3d import evaluate as room
+
+    args = parse(Eval, argv)
+    found = checkpoint.load(args.run)
+    recipe = found.recipe or TrainConfig()
+    args = parse(Eval, argv, dataclasses.replace(args, views=recipe.test, data=recipe.data))
+    before = to_dict(recipe.data)
+    changes = {key: value for key, value in to_dict(args.data).items() if value != before[key]}
+    results = room.run(
+        args.run,
+        data=changes | ({"root": args.root} if args.root else {}),
+        split=args.split,
+        views=args.views,
+        batch_size=args.batch_size,
+        device=args.device,
+        precision=args.precision,
+        out=args.out,
+        command=shlex.join(["lean3d", "eval", *argv]),
+    )
+    folder = Path(args.out) if args.out else found.path.parent
+    show.results(results)
+    out.print(f"\nresults    {folder / 'results.json'}\nconfusion  {folder / 'confusion.png'}", soft_wrap=True)
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Predict files and folders; of several, those that can't be decoded are named and the others go on."""
+    from lean3d import predict as room
+    from lean3d.data.dataset import BadFile
+
+    args = parse(Predict, argv)
+    if not args.videos:
+        raise ConfigError(f"which video? Name a file or a folder: lean3d predict {args.run} clip.mp4")
+    many = len(args.videos) > 1
+    videos: list[room.VideoPrediction] = []
+    bad: list[BadFile] = []
+    for path in map(Path, args.videos):
+        video = Path(args.video) if args.video else None
+        if video is not None and many:
+            video = video / (path.name if path.is_dir() else f"{path.stem}.mp4")
+        try:
+            found = room.run(
+                args.run,
+                path,
+                top_k=args.top_k,
+                stride=args.stride,
+                device=args.device,
+                video=video,
+                quiet=args.json,
+            )
+        except DecodeError as error:
+            if not many:
+                raise
+            bad.append(BadFile(error.path, error.reason))
+        else:
+            videos += found.videos
+            bad += found.bad_files
+    predictions = room.Predictions(tuple(videos), tuple(bad))
+    if args.json:
+        print(predictions.to_json())
+        return 0
+    out.print(predictions.table())
+    if args.video:
+        out.print(f"annotated  {args.video}", soft_wrap=True)
+    return 0
+
+
+def models(argv: Sequence[str]) -> int:
+    """The zoo, or one model."""
+    from lean3d.models import list_models, model_arguments
+
+    args = parse(Models, argv)
+    names = list_models(args.pattern)
+    if not names:
+        raise ConfigError(f"no model matches {args.pattern!r}: {did_you_mean(args.pattern, list_models())}")
+    with out.status("counting"):
+        rows = [show.model_row(name) for name in names]
+    if args.markdown:
+        show.markdown(rows)
+        return 0
+    show.models(rows)
+    if names == [args.pattern]:
+        out.print()
+        show.pairs("argument", "default", ((name, str(value)) for name, value in model_arguments(args.pattern).items()))
+    return 0
+
+
+def show_recipes(argv: Sequence[str]) -> int:
+    """The recipes, or one."""
+    args = parse(Recipes, argv)
+    if args.name is not None:
+        print(to_json(recipes.get_recipe(args.name)))
+        return 0
+    show.pairs("recipe", "what it is", ((name, recipes.describe_recipe(name)) for name in recipes.list_recipes()))
+    return 0
+
+
+def demo(argv: Sequence[str]) -> int:
+    """The whole way once."""
+    args = parse(Demo, argv)
+    from lean3d import demo as room
+
+    room.run(args.out, minutes=args.minutes, clips_per_class=args.clips_per_class, console=out)
+    return 0
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Look at this machine."""
+    args = parse(Doctor, argv)
+    from lean3d import doctor as room
+
+    findings = room.examine()
+    if args.json:
+        print(json.dumps(room.to_dict(findings), indent=2))
+    else:
+        out.print(room.render(findings))
+    return 0 if room.healthy(findings) else 1
+
+
+def report(argv: Sequence[str]) -> int:
+    """Write the page about a run."""
+    args = parse(Report, argv)
+    from lean3d.report import write_report
+
+    path = write_report(args.run, args.out, compare=args.compare, clips=args.clips)
+    out.print(f"report  {path}", soft_wrap=True)
+    return 0
+
+
+def _is_recipe(word: str) -> bool:
+    return word.replace("_", "-") in recipes.list_recipes()
+
+
+def _train_defaults(recipe: str) -> Train:
+    base = recipes.get_recipe(recipe)
+    return Train(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.name != "recipe"})
+
+
+def _recipe_and_data(words: Sequence[str]) -> tuple[str, str]:
+    """What the leading words mean: (recipe, data's root or "")."""
+    recipe, rest = (words[0], words[1:]) if words and _is_recipe(words[0]) else ("light", words)
+    if len(rest) > 1:
+        extra = rest[1] if Path(rest[0]).exists() else rest[0]
+        near = did_you_mean(extra, recipes.list_recipes())
+        raise ConfigError(
+            f"train takes a recipe and one folder or file of data; what is {extra!r}? As a recipe: {near}"
+        )
+    root = rest[0] if rest else ""
+    if root and not Path(root).exists():
+        raise ConfigError(
+            f"{root!r} is neither a recipe ({did_you_mean(root, recipes.list_recipes())}) nor a folder or file that "
+            "exists. Type lean3d train [RECIPE] [DATA], for example: lean3d train light path/to/clips"
+        )
+    return recipe, root
+
+
+def _fit(config: TrainConfig | None = None, resume: str | None = None) -> int:
+    from lean3d.engine import fit
+
+    done = fit(config, resume=resume)
+    run = shlex.quote(str(done.run))
+    numbers = done.metrics
+    if "val_top1" in numbers:
+        bad = f", {numbers['bad_files']:.0f} bad files" if "bad_files" in numbers else ""
+        out.print(f"[bold]validation top-1 {numbers['val_top1']:.4f}[/bold] (epoch {numbers['epoch'] + 1:.0f}{bad})")
+    out.print(f"\nmodel     {done.run}\ntest it   lean3d eval {run}", soft_wrap=True)
+    out.print(f"use it    lean3d predict {run} VIDEO\nlook      tensorboard --logdir {run}", soft_wrap=True)
+    return 0

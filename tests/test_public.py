@@ -1,0 +1,92 @@
+"""The public face: names, docstrings, speed of the import, and the floors of the house."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import lean3d
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_public_names_are_pinned():
+    assert sorted(lean3d.__all__) == [
+        "Lean3dError",
+        "Prediction",
+        "VideoPrediction",
+        "__version__",
+        "create_model",
+        "list_models",
+        "load_model",
+    ]
+    for name in lean3d.__all__:
+        assert getattr(lean3d, name) is not None
+        assert name in dir(lean3d)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'create_modle'"):
+        _ = lean3d.create_modle  # type: ignore[attr-defined]
+
+
+def test_importing_lean3d_does_not_load_torch():
+    code = "import sys, lean3d, lean3d.cli; print([m for m in ('torch', 'av', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_room_imports_only_from_the_floors_below():
+    from importlinter.cli import lint_imports
+
+    assert lint_imports(str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_the_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert version("lean3d") == lean3d.__version__
+
+
+def _modules() -> list[str]:
+    found = pkgutil.walk_packages(lean3d.__path__, "lean3d.")
+    return ["lean3d", *(module.name for module in found if module.name != "lean3d.__main__")]
+
+
+def _public(module: ModuleType) -> Iterator[tuple[str, object]]:
+    """Public classes, functions and methods that are defined in a module."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(value):
+            yield name, value
+            for key, member in vars(value).items():
+                plain = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+                if not key.startswith("_") and inspect.isfunction(plain) and plain.__module__ == module.__name__:
+                    yield f"{name}.{key}", plain
+        elif inspect.isfunction(value):
+            yield name, value
+
+
+# Methods whose meaning the base class or the interface gives.
+INHERITED = ("forward", "extra_repr", "backward")
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_everything_public_has_a_docstring(name):
+    module = importlib.import_module(name)
+    assert (module.__doc__ or "").strip() or not Path(str(module.__file__)).read_text().strip()
+    bare = [
+        key
+        for key, value in _public(module)
+        if not (value.__doc__ or "").strip() and key.rpartition(".")[2] not in INHERITED
+    ]
+    assert bare == []
