@@ -21,6 +21,7 @@ from lean3d.blocks import (
     smallbig_bottleneck,
 )
 from lean3d.errors import ConfigError
+from lean3d.ops import pool3d_reference
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -114,6 +115,34 @@ def test_smallbig_unit_is_its_formula(kernel, stride, pool, shared):
     big_weight = (unit.conv if shared else unit.big_conv).weight
     big = F.conv3d(pooled, big_weight, None, unit.conv.stride, padding)
     assert_close(unit(x), unit.bn(small) + unit.big_bn(big))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 7, 5), (2, 4, 1, 7, 5), (2, 4, 6, 1, 1), (2, 1, 5, 4, 1), (3, 4, 1, 1, 6)])
+@pytest.mark.parametrize("pool", [(3, 3, 3), (None, 3, 3), (None, None, None)])
+@pytest.mark.parametrize("kernel", [1, (1, 3, 3), (3, 1, 1)])
+def test_smallbig_unit_has_the_gradients_of_its_formula(kernel, pool, shape):
+    """All gradients, in training mode: axes of length 1 have misled torch's batch norm about the memory layout."""
+    unit = randomise(SmallBigUnit(shape[1], 6, kernel, pool=pool)).train()
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=g, requires_grad=True)
+
+    def formula(x):
+        small = F.conv3d(x, unit.conv.weight, padding=unit.conv.padding)
+        big = F.conv3d(pool3d_reference(x, pool), unit.conv.weight, padding=unit.conv.padding)
+        norms = [
+            F.batch_norm(z.contiguous(), None, None, bn.weight, bn.bias, True)
+            for z, bn in ((small, unit.bn), (big, unit.big_bn))
+        ]
+        return norms[0] + norms[1]
+
+    wanted = [x, unit.conv.weight, unit.bn.weight, unit.bn.bias, unit.big_bn.weight, unit.big_bn.bias]
+    results = []
+    for f in (unit, formula):
+        y = f(x)
+        weight = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        results.append([y, *torch.autograd.grad((y * weight).sum(), wanted)])
+    for mine, theirs in zip(*results, strict=True):
+        assert_close(mine, theirs)
 
 
 def test_smallbig_unit_starts_as_its_small_view_and_learns_the_big_one():

@@ -78,4 +78,8 @@ def fold_time(x: Tensor) -> Tensor:
 
 def unfold_time(x: Tensor, n: int) -> Tensor:
     """`(N * T, C, H, W)` -> `(N, C, T, H, W)`; the inverse of `fold_time`."""
+    if x.shape[0] == n:
+        # The general form would give the single frame a stride for which torch's batch norm takes the tensor for
+        # another layout and computes wrong gradients of its weight and bias.
+        return x.unsqueeze(2)
     return x.unflatten(0, (n, -1)).transpose(1, 2)
