@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3d.blocks.conv import ConvBN
-from lean3d.blocks.smallbig import BIG_VIEW, GLOBAL_TIME_VIEW, SmallBigUnit
-from lean3d.ops.pool.reference import Window
+from lean3d.blocks.smallbig import BIG_VIEW, GLOBAL_TIME_VIEW, SmallBigExtra, SmallBigUnit
+from lean3d.ops.conv.reference import Triple
+from lean3d.ops.pool.reference import Mode, Window
 
 
 class ResidualBlock(nn.Module):
@@ -21,6 +22,7 @@ class ResidualBlock(nn.Module):
             convolution with BN; else x itself.
         stride: the block's stride in height and width, which one of the units carries.
         time_stride: its stride in time.
+        before: a module that x goes through first, for the units and the shortcut.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         stride: int = 1,
         time_stride: int = 1,
+        before: nn.Module | None = None,
     ):
         super().__init__()
+        self.before = before or nn.Identity()
         self.units = nn.ModuleList(units)
         self.shortcut: nn.Module = nn.Identity()
         if (time_stride, stride) != (1, 1) or in_channels != out_channels:
@@ -40,20 +44,26 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, out_channels, T / time_stride, H / stride, W / stride)`, rounded up."""
-        y = x
+        y = x = self.before(x)
         for unit in self.units[:-1]:
             y = F.relu(unit(y))
         return F.relu(self.units[-1](y) + self.shortcut(x))
 
 
-def bottleneck(in_channels: int, channels: int, out_channels: int, *, stride: int = 1, time: int = 1) -> ResidualBlock:
-    """time x 1 x 1, 1 x 3 x 3, 1 x 1 x 1: C2D's block at time 1, SlowOnly's and I3D's at time 3."""
+def bottleneck(
+    in_channels: int, channels: int, out_channels: int, *, stride: int = 1, time: int = 1, extra: bool = False
+) -> ResidualBlock:
+    """time x 1 x 1, 1 x 3 x 3, 1 x 1 x 1: C2D's block at time 1, SlowOnly's and I3D's at time 3.
+
+    With `extra` a `SmallBigExtra` stands before it.
+    """
     units = [
         ConvBN(in_channels, channels, (time, 1, 1)),
         ConvBN(channels, channels, (1, 3, 3), stride=(1, stride, stride)),
         ConvBN(channels, out_channels, 1),
     ]
-    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride)
+    before = SmallBigExtra(in_channels) if extra else None
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride, before=before)
 
 
 def basic(in_channels: int, channels: int, out_channels: int, *, stride: int = 1, time: int = 1) -> ResidualBlock:
@@ -71,15 +81,28 @@ def smallbig_bottleneck(
     out_channels: int,
     *,
     stride: int = 1,
-    pools: tuple[Window, Window, Window] = (BIG_VIEW, BIG_VIEW, GLOBAL_TIME_VIEW),
+    pools: Sequence[Window | None] = (BIG_VIEW, BIG_VIEW, GLOBAL_TIME_VIEW),
+    pool_mode: Mode = "max",
+    shared: bool = True,
+    extra: bool = False,
 ) -> ResidualBlock:
-    """The SmallBig block (arXiv 2006.14582): the 2D bottleneck with three SmallBig units."""
-    units = [
-        SmallBigUnit(in_channels, channels, 1, pool=pools[0]),
-        SmallBigUnit(channels, channels, (1, 3, 3), stride=(1, stride, stride), pool=pools[1]),
-        SmallBigUnit(channels, out_channels, 1, pool=pools[2]),
+    """The SmallBig block (arXiv 2006.14582): the 2D bottleneck with up to three SmallBig units.
+
+    Args:
+        in_channels, channels, out_channels: before, inside, and after the block.
+        stride: in height and width, carried by the second convolution.
+        pools: each convolution's big window, None for a plain convolution.
+        pool_mode, shared: as in `SmallBigUnit`.
+        extra: whether a `SmallBigExtra` stands before the block.
+    """
+    sizes: list[tuple[int, int, Triple, int]] = [
+        (in_channels, channels, (1, 1, 1), 1),
+        (channels, channels, (1, 3, 3), stride),
+        (channels, out_channels, (1, 1, 1), 1),
     ]
-    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride)
+    units = _smallbig_units(sizes, pools, pool_mode, shared)
+    before = SmallBigExtra(in_channels) if extra else None
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride, before=before)
 
 
 def smallbig_basic(
@@ -88,11 +111,35 @@ def smallbig_basic(
     out_channels: int,
     *,
     stride: int = 1,
-    pools: tuple[Window, Window] = (BIG_VIEW, GLOBAL_TIME_VIEW),
+    pools: Sequence[Window | None] = (BIG_VIEW, GLOBAL_TIME_VIEW),
+    pool_mode: Mode = "max",
+    shared: bool = True,
+    extra: bool = False,
 ) -> ResidualBlock:
-    """Ours, for small data: the 2D basic block with two SmallBig units, the second one's view global in time."""
-    units = [
-        SmallBigUnit(in_channels, channels, (1, 3, 3), stride=(1, stride, stride), pool=pools[0]),
-        SmallBigUnit(channels, out_channels, (1, 3, 3), pool=pools[1]),
+    """Ours, for small data: the 2D basic block with two SmallBig units, the second one's view global in time.
+
+    Arguments as in `smallbig_bottleneck`; the first convolution carries the stride.
+    """
+    sizes: list[tuple[int, int, Triple, int]] = [
+        (in_channels, channels, (1, 3, 3), stride),
+        (channels, out_channels, (1, 3, 3), 1),
     ]
-    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride)
+    units = _smallbig_units(sizes, pools, pool_mode, shared)
+    before = SmallBigExtra(in_channels) if extra else None
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride, before=before)
+
+
+def _smallbig_units(
+    sizes: Sequence[tuple[int, int, Triple, int]], pools: Sequence[Window | None], pool_mode: Mode, shared: bool
+) -> list[nn.Module]:
+    """For each (in_channels, out_channels, kernel, stride in the plane) a unit, plain where its window is None."""
+    units: list[nn.Module] = []
+    for (before, after, kernel, step), pool in zip(sizes, pools, strict=True):
+        stride = (1, step, step)
+        if pool is None:
+            units.append(ConvBN(before, after, kernel, stride=stride))
+        else:
+            units.append(
+                SmallBigUnit(before, after, kernel, stride=stride, pool=pool, pool_mode=pool_mode, shared=shared)
+            )
+    return units

@@ -1,11 +1,16 @@
-"""The SmallBig unit (CVPR 2020, arXiv 2006.14582)."""
+"""The SmallBig unit, its block plans, and its attention (CVPR 2020, arXiv 2006.14582)."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 
 from lean3d import ops
-from lean3d.blocks.conv import ConvBN
+from lean3d.blocks.conv import Conv3d, ConvBN
+from lean3d.errors import ConfigError
 from lean3d.ops.conv.reference import Triple
 from lean3d.ops.pool.reference import Mode, Window, check_window
 
@@ -40,7 +45,8 @@ class SmallBigUnit(ConvBN):
 
     The pooling picks the strongest context around each place, so a 1x1x1 convolution sees 3x3x3 places at no extra
     weight but a second BN. That BN starts at weight 0 and bias 0: a net that starts from 2D weights starts as that
-    2D net. With a window of None along time the big view is one time step, broadcast over all.
+    2D net. With a window of None along an axis the big view has length 1 there (a 3x3 convolution sees zeros around
+    it) and is broadcast.
 
     Args:
         in_channels, out_channels: channels of input and output.
@@ -72,3 +78,93 @@ class SmallBigUnit(ConvBN):
         """`(N, C, T, H, W)` -> `(N, O, T, H', W')`, any length and size."""
         big_conv = self.big_conv or self.conv
         return self.bn(self.conv(x)) + self.big_bn(big_conv(self.pool(x)))
+
+
+class SmallBigExtra(nn.Module):
+    """`x + BN(W2(W1 x * sigmoid(W1 max(x))))`: one more step, with the whole clip as the big view, as an attention.
+
+    It stands before a block. W1 takes C channels to C / 4, W2 back. The BN starts at 0, and the step as x.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        inner = max(1, channels // 4)
+        self.reduce = Conv3d(channels, inner, 1, bias=False)
+        self.expand = ConvBN(inner, channels, 1)
+        nn.init.zeros_(self.expand.bn.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, C, T, H, W)`."""
+        gate = torch.sigmoid(self.reduce(x.amax((2, 3, 4), keepdim=True)))
+        return x + self.expand(self.reduce(x) * gate)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What a bottleneck of SmallBigNet is made of; `block_plan` makes one from text."""
+
+    pools: tuple[Window | None, ...] = (None, None, None)
+    """The big view's window of each convolution, None where it has none."""
+    time: int = 1
+    """Length of the first kernel in time."""
+    extra: bool = False
+    """Whether a `SmallBigExtra` stands before it."""
+
+
+FIGURE_BLOCKS = {
+    "a": BlockPlan(),
+    "b": BlockPlan(time=3),
+    "c": BlockPlan((None, BIG_VIEW, None)),
+    "d": BlockPlan((BIG_VIEW, BIG_VIEW, None)),
+    "e": BlockPlan((BIG_VIEW, BIG_VIEW, GLOBAL_TIME_VIEW)),
+    "f": BlockPlan((BIG_VIEW, BIG_VIEW, GLOBAL_TIME_VIEW), extra=True),
+}
+"""The blocks of the paper's figure: (a) plain 2D, (b) plain 3D, (c) to (e) one, two, three SmallBig units, (f) three
+and the extra one. Which two (d) has isn't known; here the first two, as the third's window is another one."""
+
+
+def block_plan(text: str, convolutions: int = 3) -> BlockPlan:
+    """The plan of a block from its text.
+
+    A letter is a block of the paper's figure (see `FIGURE_BLOCKS`). Otherwise the windows of the block's convolutions,
+    "-" for none, sizes in time, height, width, T, H, W for a whole axis; "+ extra" behind them adds the attention:
+
+        "-, 3x3x3, -"                       one unit, on the 3x3 convolution
+        "3x3x3, 3x3x3, Tx1x1"               three, the last one's window as some read the paper's figure
+        "Tx3x3, Tx3x3, TxHxW + extra"
+
+    Args:
+        text: the plan.
+        convolutions: how many the block has: 3 in bottlenecks, 2 in basic blocks (which have no letters).
+
+    Raises:
+        ConfigError: Says what came and what is accepted.
+    """
+    if convolutions == 3 and text in FIGURE_BLOCKS:
+        return FIGURE_BLOCKS[text]
+    windows, plus, extra = (part.strip() for part in text.partition("+"))
+    parts = windows.split(",")
+    if len(parts) != convolutions or (plus and extra != "extra"):
+        letters = f"one of the letters {', '.join(FIGURE_BLOCKS)}, or " if convolutions == 3 else ""
+        example = ", ".join(["3x3x3"] * (convolutions - 1) + ["Tx3x3"])
+        raise ConfigError(
+            f'block must be {letters}{convolutions} windows such as {example!r} ("-" for none, "+ extra" behind them '
+            f"for the attention); got {text!r}"
+        )
+    return BlockPlan(tuple(_window(part.strip()) for part in parts), extra=bool(plus))
+
+
+def _window(text: str) -> Window | None:
+    if text == "-":
+        return None
+    match = re.fullmatch(r"(T|\d+)x(H|\d+)x(W|\d+)", text.replace(" ", ""))
+    if match is None:
+        raise ConfigError(
+            f"a window is three odd sizes such as 3x3x3, or T, H, W for a whole axis (Tx3x3); got {text!r}"
+        )
+    t, h, w = (None if part in "THW" else int(part) for part in match.groups())
+    check_window((t, h, w), "max")
+    return t, h, w

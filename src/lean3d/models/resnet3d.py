@@ -1,4 +1,4 @@
-"""Residual nets over clips: C2D, SlowOnly and SmallBigNet, which differ in their blocks alone.
+"""Residual nets over clips: C2D and SlowOnly here, SmallBigNet and others beside, which differ in their blocks alone.
 
     stem    1x7x7, stride (1, 2, 2); max pooling 1x3x3, stride (1, 2, 2)        H / 4
     res2    64 channels (x 4 in bottlenecks)                                    H / 4
@@ -8,7 +8,7 @@
     head    global average, dropout, linear
 
 Time is strided only by a pooling after res2, where asked. Sources: Wang et al. 2018 (C2D, arXiv 1711.07971),
-Feichtenhofer et al. 2019 (SlowOnly, arXiv 1812.03982), Li et al. 2020 (SmallBigNet, arXiv 2006.14582).
+Feichtenhofer et al. 2019 (SlowOnly, arXiv 1812.03982).
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from lean3d.blocks import (
     TemporalMaxPool,
     basic,
     bottleneck,
-    smallbig_basic,
-    smallbig_bottleneck,
 )
 from lean3d.models.registry import VideoNet, register_model, scaled
 
@@ -140,36 +138,9 @@ def slow_r50(
 
 
 @register_model(sampling_rate=8, size=224)
-def smallbig18(
+def slow_r50_extra(
     *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
 ) -> VideoNet:
-    """SmallBig-18, ours: basic blocks of two SmallBig units in res3 to res5, for small data."""
-    blocks: list[Block] = [basic, smallbig_basic, smallbig_basic, smallbig_basic]
-    return resnet3d(blocks, DEPTHS_18, 1, num_classes, in_channels, width, dropout)
-
-
-@register_model(sampling_rate=8, size=224)
-def smallbig23(
-    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
-) -> VideoNet:
-    """SmallBig-23: seven bottlenecks, SmallBig units in res3 to res5."""
-    blocks: list[Block] = [bottleneck, smallbig_bottleneck, smallbig_bottleneck, smallbig_bottleneck]
-    return resnet3d(blocks, DEPTHS_23, 4, num_classes, in_channels, width, dropout)
-
-
-@register_model(sampling_rate=8, size=224)
-def smallbig50(
-    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
-) -> VideoNet:
-    """SmallBig-50: ResNet-50's depth, SmallBig units in res3 to res5."""
-    blocks: list[Block] = [bottleneck, smallbig_bottleneck, smallbig_bottleneck, smallbig_bottleneck]
-    return resnet3d(blocks, DEPTHS_50, 4, num_classes, in_channels, width, dropout)
-
-
-@register_model(sampling_rate=8, size=224)
-def smallbig101(
-    *, num_classes: int = 400, num_frames: int = 8, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
-) -> VideoNet:
-    """SmallBig-101: ResNet-101's depth, SmallBig units in res3 to res5."""
-    blocks: list[Block] = [bottleneck, smallbig_bottleneck, smallbig_bottleneck, smallbig_bottleneck]
-    return resnet3d(blocks, DEPTHS_101, 4, num_classes, in_channels, width, dropout)
+    """SlowOnly-50 with SmallBigNet's attention before every block of res4 and res5: that paper's baseline."""
+    slow: Block = partial(bottleneck, time=3, extra=True)
+    return resnet3d([bottleneck, bottleneck, slow, slow], DEPTHS_50, 4, num_classes, in_channels, width, dropout)
