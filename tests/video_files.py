@@ -89,13 +89,14 @@ def broken_files(folder: str | Path) -> dict[str, Path]:
     """One file of each kind that can't be decoded, by the kind's name."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    good = write_video(folder / "good.mp4", moving_frames(30), index_first=True)
+    good = write_video(folder / "good.mp4", moving_frames(60), index_first=True)
     plain = write_video(folder / "plain.mp4", moving_frames(30))
     whole, tail_index = good.read_bytes(), plain.read_bytes()
     good.unlink()
     plain.unlink()
     middle = bytearray(whole)
-    middle[len(whole) * 2 // 5 : len(whole) * 3 // 5] = bytes(len(whole) * 3 // 5 - len(whole) * 2 // 5)
+    start, end = len(whole) * 6 // 10, len(whole) * 8 // 10  # past the index and the first keyframe
+    middle[start:end] = bytes(end - start)
     contents = {
         "truncated": whole[: len(whole) * 2 // 3],
         "zero_byte": b"",

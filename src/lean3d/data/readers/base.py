@@ -15,6 +15,9 @@ from lean3d.errors import ConfigError
 
 FORMATS = {1: "gray8", 3: "rgb24"}
 
+# Without the second flag, colour would be shared by pairs of pixels, but only where the new width is even.
+SHRINK = Interpolation.AREA | Interpolation.FULL_CHR_H_INT
+
 
 class Reader(Protocol):
     """A video whose frames are asked for by number.
@@ -104,7 +107,7 @@ class Scaler:
             width=width,
             height=height,
             format=FORMATS[channels],
-            interpolation=Interpolation.AREA if shrinks else Interpolation.BILINEAR,
+            interpolation=SHRINK if shrinks else Interpolation.BILINEAR,
             threads=1,  # a loader has a process for each core already
         )
         plane = done.planes[0]

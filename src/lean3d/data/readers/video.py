@@ -213,14 +213,23 @@ class VideoReader(ClosesItself):
         with self._errors():
             if self._container is None or index <= self._emitted or start.number > self._fed:
                 self._go_to(start)
-            while True:
-                for found, frame in self._frames:
-                    if found == index:
-                        self._last = index, frame
-                        return frame
-                if self._from.number == 0:
-                    raise DecodeError(self.path, f"frame {index} of {self.num_frames} can't be decoded")
-                self._go_to(self._starts[0])  # a keyframe that was none, say
+            frame = self._find(index)
+            if frame is None and self._from.number > 0:  # a keyframe from which one can't start after all
+                self._go_to(self._starts[0])
+                frame = self._find(index)
+            if frame is None:
+                raise DecodeError(self.path, f"frame {index} of {self.num_frames} can't be decoded")
+            self._last = index, frame
+            return frame
+
+    def _find(self, index: int) -> av.VideoFrame | None:
+        """Decode on up to frame `index`; None if it does not come."""
+        try:
+            return next((frame for found, frame in self._frames if found == index), None)
+        except (av.FFmpegError, DecodeError):
+            if self._from.number == 0:
+                raise
+            return None
 
     def _start_before(self, index: int) -> _Start:
         """The last keyframe that is shown no later than frame `index`."""
@@ -254,11 +263,13 @@ class VideoReader(ClosesItself):
         count = itertools.count()
         for packet in packets:
             self._fed += 1
+            if self._by_pts and packet.pts is not None and packet.pts < self._from.pts:
+                continue  # shown before the keyframe where we start, and built on frames before it
             for frame in packet.decode():
                 assert isinstance(frame, av.VideoFrame)
                 if self._by_pts:
-                    if frame.pts not in self._index or frame.pts < self._from.pts:
-                        continue  # cut away by an edit list, or led in by a keyframe that we skipped
+                    if frame.pts not in self._index:
+                        continue  # cut away by an edit list
                     index = self._index[frame.pts]
                 else:
                     index = next(count)
