@@ -300,7 +300,7 @@ def _list_entries(path: Path) -> list[tuple[str, str]] | None:
     for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
         if not line.strip():
             continue
-        match = re.fullmatch(r"\s*(.+?)\s*[\s,]\s*(\S+)\s*", line)
+        match = re.fullmatch(r"\s*(.+?)\s*[\s,]\s*([^\s,]+)\s*", line)
         if match is None:
             return None
         clip, label = match.groups()
