@@ -1,0 +1,420 @@
+"""Predicting: what is to be seen in a new video, over all of it and in each part.
+
+    file, folder of pictures, array -> reader -> windows that slide over it -> model -> softmax -> top k
+                                       [  window 1  ]
+                                                     [  window 2  ]
+                                                          [  window 3  ]   the last one ends at the video's end
+
+A long video is read once, from start to end, and only some windows are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lean3d import checkpoint as checkpoints
+from lean3d.config import DataConfig
+from lean3d.data.annotations import VIDEOS
+from lean3d.data.dataset import BadFile, decode_size
+from lean3d.data.readers import PICTURES, ArrayReader, Reader, open_video
+from lean3d.data.sampling import clip_span, view_indices, window_indices
+from lean3d.data.transforms import TestTransform, normalize
+from lean3d.errors import ConfigError, DataError, DecodeError
+
+WINDOWS_AT_ONCE = 8
+"""Windows that are in memory, and in one pass through the model, at a time."""
+
+Frames = np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of a span of video.
+
+    Attributes:
+        labels: Names of the classes, best first.
+        scores: Their probabilities in [0, 1].
+        start: Where the span begins, in seconds.
+        end: Where it ends, in seconds.
+    """
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    start: float
+    end: float
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Prediction:
+        """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
+        return cls(tuple(values["labels"]), tuple(values["scores"]), values["start"], values["end"])
+
+
+@dataclass(frozen=True)
+class VideoPrediction:
+    """What a model says about one video.
+
+    Attributes:
+        path: The file; "array" for frames from memory.
+        overall: For the whole video, from the mean of the windows' probabilities.
+        clips: For each window, in order of time.
+    """
+
+    path: str
+    overall: Prediction
+    clips: tuple[Prediction, ...]
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """As JSON text, which `from_json` reads back exactly."""
+        return json.dumps(asdict(self), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> VideoPrediction:
+        """The prediction in a JSON text that `to_json` wrote."""
+        values = json.loads(text)
+        clips = tuple(Prediction.from_dict(clip) for clip in values["clips"])
+        return cls(values["path"], Prediction.from_dict(values["overall"]), clips)
+
+    def table(self) -> Table:
+        """The whole video's classes, then the best class of each window, for a terminal."""
+        table = Table("seconds", "class", "score", title=self.path, title_justify="left")
+        for label, score in zip(self.overall.labels, self.overall.scores, strict=True):
+            table.add_row("whole video", label, f"{score:.3f}")
+        if len(self.clips) > 1:
+            table.add_section()
+            for clip in self.clips:
+                table.add_row(f"{clip.start:.2f} - {clip.end:.2f}", clip.labels[0], f"{clip.scores[0]:.3f}")
+        return table
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about the videos of a folder, or about one file.
+
+    Attributes:
+        videos: One for each video that could be decoded, in order of their paths.
+        bad_files: The others.
+    """
+
+    videos: tuple[VideoPrediction, ...]
+    bad_files: tuple[BadFile, ...] = ()
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """As JSON text: an object with the lists `videos` and `bad_files`."""
+        content = {
+            "videos": [asdict(video) for video in self.videos],
+            "bad_files": [file._asdict() for file in self.bad_files],
+        }
+        return json.dumps(content, indent=indent, ensure_ascii=False)
+
+    def table(self) -> Table:
+        """One row a video with its best class, and the bad files at the end, for a terminal."""
+        if len(self.videos) == 1 and not self.bad_files:
+            return self.videos[0].table()
+        table = Table("video", "class", "score", caption_justify="left")
+        for video in self.videos:
+            table.add_row(video.path, video.overall.labels[0], f"{video.overall.scores[0]:.3f}")
+        if self.bad_files:
+            table.caption = f"{len(self.bad_files)} could not be decoded:"
+            for path, reason in self.bad_files:
+                table.caption += f"\n{path}: {reason}"
+        return table
+
+
+class Predictor:
+    """A model that is ready for new videos; made by `load_model`.
+
+    Args:
+        checkpoint: What `checkpoint.load` gave.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto".
+    """
+
+    def __init__(self, checkpoint: checkpoints.Checkpoint, device: str = "auto"):
+        self.device = _device(device)
+        self.model = checkpoint.model.eval().to(self.device)
+        self.spec = checkpoint.model.input_spec
+        self.classes = checkpoint.classes
+        data = checkpoint.recipe.data if checkpoint.recipe else DataConfig()
+        self.sampling = data.sampling
+        self.frame_template = data.frame_template
+
+    def predict(
+        self,
+        source: str | Path | Frames,
+        *,
+        top_k: int = 5,
+        stride: int | None = None,
+        fps: float = 25.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> VideoPrediction:
+        """Say what is to be seen in one video.
+
+        A model that was trained with one frame from each part of a video (`sampling="segments"`) sees the whole video
+        as one window.
+
+        Args:
+            source: A video file, a folder of pictures, or uint8 frames (T, H, W, C) as an array or tensor.
+            top_k: Classes to name, at most; at least 1.
+            stride: Frames of the video from one window's start to the next; default: a window's length, so that
+                windows touch and don't overlap.
+            fps: Frames per second of an array.
+            progress: Is told how many windows are done, and how many there are.
+
+        Returns:
+            The classes of the whole video and of each window.
+
+        Raises:
+            DecodeError: The file can't be decoded.
+            ConfigError: `top_k` or `stride` is below 1, or the frames have another shape or type.
+        """
+        if top_k < 1:
+            raise ConfigError(f"top_k must be at least 1, got {top_k}")
+        with self._open(source, fps) as reader:
+            windows = self._windows(reader.num_frames, stride)
+            times, frame = reader.timestamps, 1 / reader.fps
+            total = torch.zeros(len(self.classes), dtype=torch.float64)
+            clips: list[Prediction] = []
+            for chunk, probabilities in self._scores(reader, windows):
+                total += probabilities.sum(0)
+                for indices, row in zip(chunk.tolist(), probabilities, strict=True):
+                    clips.append(self._best(row, top_k, times[indices[0]], times[indices[-1]] + frame))
+                if progress is not None:
+                    progress(len(clips), len(windows))
+            overall = self._best(total / len(windows), top_k, 0.0, times[-1] + frame)
+            return VideoPrediction(reader.path, overall, tuple(clips))
+
+    def _open(self, source: str | Path | Frames, fps: float) -> Reader:
+        if not isinstance(source, str | Path):
+            return ArrayReader(source, fps)
+        path = Path(source)
+        if path.is_dir() and (videos := find_videos(path)) and videos != [path]:
+            raise ConfigError(
+                f"{path} is a folder of {len(videos)} videos and predict takes one; "
+                f'try [model.predict(file) for file in lean3d.predict.find_videos("{path}")]'
+            )
+        return open_video(path, self.frame_template)
+
+    def _windows(self, num_video_frames: int, stride: int | None) -> torch.Tensor:
+        """The frames of each window, int64 (num_windows, T)."""
+        spec = self.spec
+        if self.sampling == "segments":
+            if stride is not None:
+                raise ConfigError("stride does not fit: this model sees the whole video as one window (segments)")
+            return view_indices(num_video_frames, spec.num_frames, spec.sampling_rate, 1, "segments")
+        span = clip_span(spec.num_frames, spec.sampling_rate)
+        return window_indices(num_video_frames, spec.num_frames, spec.sampling_rate, span if stride is None else stride)
+
+    @torch.inference_mode()
+    def _scores(self, reader: Reader, windows: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Some windows (n, T) at a time, and their probabilities, float64 (n, K)."""
+        crop = TestTransform(self.spec)
+        size = decode_size(reader.size, self.spec.size)
+        ready: dict[int, torch.Tensor] = {}  # frames (C, h, w) that a later window may need again
+        for chunk in windows.split(WINDOWS_AT_ONCE):
+            wanted = chunk.unique().tolist()
+            ready = {index: frame for index, frame in ready.items() if index >= wanted[0]}
+            if missing := [index for index in wanted if index not in ready]:
+                pixels = reader.get_frames(missing, size=size, channels=self.spec.channels)
+                ready |= zip(missing, crop(pixels)[0].unbind(1), strict=True)
+            clips = torch.stack([torch.stack([ready[i] for i in window], dim=1) for window in chunk.tolist()])
+            logits = self.model(normalize(clips.to(self.device), self.spec))
+            yield chunk, logits.float().softmax(-1).double().cpu()
+
+    def _best(self, probabilities: torch.Tensor, top_k: int, start: float, end: float) -> Prediction:
+        scores, places = probabilities.topk(min(top_k, len(self.classes)))
+        return Prediction(tuple(self.classes[i] for i in places.tolist()), tuple(scores.tolist()), start, end)
+
+
+def load_model(path: str | Path, device: str = "auto") -> Predictor:
+    """A trained model, ready to predict: ``lean3d.load_model("runs/mine").predict("clip.mp4")``.
+
+    Args:
+        path: A `.safetensors` file of lean3d, or a run folder.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto".
+
+    Raises:
+        CheckpointError: The checkpoint is missing or damaged.
+    """
+    return Predictor(checkpoints.load(path), device)
+
+
+def run(
+    checkpoint: str | Path,
+    path: str | Path,
+    *,
+    top_k: int = 5,
+    stride: int | None = None,
+    device: str = "auto",
+    video: str | Path | None = None,
+    quiet: bool = False,
+) -> Predictions:
+    """Predict a file, or every video in a folder.
+
+    Args:
+        checkpoint: A `.safetensors` file of lean3d, or a run folder.
+        path: A video file, a folder of pictures, or a folder with videos anywhere in it.
+        top_k: Classes to name.
+        stride: See `Predictor.predict`.
+        device: "cpu", "cuda", "cuda:1", "mps", or "auto".
+        video: Where to write the video with its classes drawn on: an mp4 file for a file, a folder for a folder.
+        quiet: No progress bar.
+
+    Returns:
+        One prediction a video. In a folder, files that can't be decoded are named and the others go on.
+
+    Raises:
+        DecodeError: The file can't be decoded.
+        DataError: The folder has no videos.
+        CheckpointError: The checkpoint is missing or damaged.
+    """
+    path = Path(path)
+    predictor = load_model(checkpoint, device)
+    many = path.is_dir() and find_videos(path) != [path]
+    files = find_videos(path) if many else [path]
+    if not files:
+        raise DataError(f"there is no video in {path}")
+    videos: list[VideoPrediction] = []
+    bad: list[BadFile] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=quiet, transient=True) as bar:
+        task = bar.add_task("videos" if many else "windows", total=len(files) if many else None)
+        for file in files:
+            try:
+                watch = None if many else lambda done, total: bar.update(task, completed=done, total=total)
+                found = predictor.predict(file, top_k=top_k, stride=stride, progress=watch)
+                if video is not None:
+                    out = Path(video) / file.relative_to(path).with_suffix(".mp4") if many else Path(video)
+                    write_annotated(file, found, out, predictor.frame_template)
+            except DecodeError as error:
+                if not many:
+                    raise
+                bad.append(BadFile(str(file), error.reason))
+            else:
+                videos.append(found)
+            if many:
+                bar.advance(task)
+    return Predictions(tuple(videos), tuple(bad))
+
+
+def find_videos(folder: str | Path) -> list[Path]:
+    """Every video in a folder, at any depth: files that are named like videos, and folders of pictures.
+
+    Pictures beside or above videos are taken for covers, not for frames.
+
+    Returns:
+        Paths, sorted; `[folder]` where the folder itself is a video in pictures.
+    """
+    folder = Path(folder)
+    shown = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    files = [path for path in shown if path.is_file()]
+    videos = {path for path in files if path.suffix.lower() in VIDEOS}
+    pictures = {path.parent for path in files if path.suffix.lower() in PICTURES}
+    above = {parent for path in videos | pictures for parent in path.parents}
+    return sorted(videos | (pictures - above))
+
+
+def write_annotated(
+    video: str | Path, prediction: VideoPrediction, out: str | Path, frame_template: str = "{:05d}.jpg"
+) -> None:
+    """Write a video as mp4 with the best classes of each moment and their scores drawn on; without its sound.
+
+    Frames keep their times. A small video is enlarged so that text is readable. Where windows overlap, a frame shows
+    the window whose middle is nearest.
+
+    Args:
+        video: The file, or the folder of pictures.
+        prediction: What `Predictor.predict` said about it.
+        out: The mp4 file; its folder is made where it is missing.
+        frame_template: How pictures in a folder are named.
+
+    Raises:
+        DecodeError: The video can't be decoded; then no file is left behind.
+        ConfigError: `out` is no mp4 file, or is the video itself.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".mp4" or out.resolve() == Path(video).resolve():
+        raise ConfigError(f"the annotated video must be another file that ends in .mp4, got {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}")
+    try:
+        with open_video(video, frame_template) as reader:
+            _write_frames(reader, prediction, unfinished)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_frames(reader: Reader, prediction: VideoPrediction, path: Path) -> None:
+    enlarge = max(1, round(320 / max(reader.size)))
+    height, width = (max(2, side * enlarge // 2 * 2) for side in reader.size)  # yuv420p needs even sides
+    middles = torch.tensor([(clip.start + clip.end) / 2 for clip in prediction.clips])
+    captions: dict[int, np.ndarray] = {}
+    with av.open(str(path), "w", format="mp4") as container:
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        rate = Fraction(reader.fps).limit_denominator(1001)
+        stream = container.add_stream(codec, rate=rate, options={"crf": "20"} if codec == "libx264" else {})
+        assert isinstance(stream, av.VideoStream)  # for type checkers
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        if codec == "mpeg4":
+            stream.bit_rate = 4 * width * height
+        stream.codec_context.time_base = Fraction(1, 60000)  # mpeg4 takes no finer one
+        times = reader.timestamps
+        last = -1
+        for first in range(0, len(times), 8):
+            numbers = range(first, min(first + 8, len(times)))
+            for number, pixels in zip(numbers, reader.get_frames(numbers, size=(height, width)).numpy(), strict=True):
+                shown = int((middles - times[number]).abs().argmin())
+                if shown not in captions:
+                    captions = {shown: _caption(prediction.clips[shown], width, height)}
+                caption = captions[shown]
+                rows = pixels[-len(caption) :]
+                rows[:] = rows // 4 + caption
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                last = max(last + 1, round(times[number] * 60000))
+                frame.pts, frame.time_base = last, Fraction(1, 60000)
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _caption(clip: Prediction, width: int, height: int) -> np.ndarray:
+    """Up to three classes, each a line of text on a bar as long as its score: uint8 (rows, width, 3), at most 191."""
+    line = max(16, height // 18)
+    shown = list(zip(clip.labels, clip.scores, strict=True))[:3]
+    picture = Image.new("RGB", (width, line * len(shown)))
+    draw = ImageDraw.Draw(picture)
+    font = _font(round(line * 0.7))
+    for row, (label, score) in enumerate(shown):
+        top = row * line
+        draw.rectangle((0, top + 1, round(score * (width - 1)), top + line - 2), fill=(20, 90, 170))
+        number = f"{score:.2f}"
+        room = width - draw.textlength(number, font) - line
+        while len(label) > 1 and draw.textlength(label, font) > room:
+            label = label.removesuffix("…")[:-1] + "…"
+        draw.text((line // 4, top + line // 2), label, (255, 255, 255), font, anchor="lm")
+        draw.text((width - line // 4, top + line // 2), number, (255, 255, 255), font, anchor="rm")
+    return (np.asarray(picture) * 0.75).astype(np.uint8)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """A font that matplotlib brings and that has more alphabets than Pillow's own."""
+    import matplotlib  # only where a picture is wanted
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return best or torch.device("cpu")
