@@ -119,9 +119,10 @@ def test_every_kind_of_bad_file_is_a_counted_skip(workers, clips, tmp_path):
     assert set(batch.indices.tolist()) <= set(range(11))
 
 
-def test_nothing_but_bad_files_ends_the_training_with_a_reason(clips):
-    with pytest.raises(TooManyBadFilesError, match="can't be decoded"):
-        list(train_loader(clips[11:], num_workers=1, batch_size=2).batches(0))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_bad_files_ends_the_training_with_a_reason(workers, clips):
+    with pytest.raises(TooManyBadFilesError, match=r"^2 files .* can't be decoded; the first is .*\.mp4: "):
+        list(train_loader(clips[11:], workers, batch_size=2).batches(0))
 
 
 def test_a_test_has_every_video_once_in_order_and_leaves_bad_ones_out(clips):

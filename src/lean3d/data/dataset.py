@@ -41,7 +41,8 @@ class Sample(NamedTuple):
     """What a data set gives for one key.
 
     Attributes:
-        clip: Training: uint8 (C, T, h, w). Test: uint8 (V, C, T, h, w), or None where the file is bad.
+        clip: Training: uint8 (C, T, h, w), or None where no file in a row of `MAX_TRIES` could be decoded. Test: uint8
+            (V, C, T, h, w), or None where the file is bad.
         label: The class, after a flip that exchanges labels; -1 where there is none.
         index: The place in the data set of the clip that is really shown.
         bad: The files that failed on the way.
@@ -121,6 +122,11 @@ class TrainClips(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, T, h, w) of every sample's clip."""
+        return (self.spec.channels, self.spec.num_frames, *self.spec.size)
+
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         bad: list[BadFile] = []
@@ -136,10 +142,7 @@ class TrainClips(Dataset[Sample]):
                 tried.append(now)
             else:
                 return Sample(clip, label, now, tuple(bad))
-        raise TooManyBadFilesError(
-            f"{len(bad)} clips in a row can't be decoded; the first is {bad[0].path}: {bad[0].reason}. "
-            "Look at some of the files with a video player, or at the frame template where clips are folders."
-        )
+        return Sample(None, -1, index, tuple(bad))
 
     def _load(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
         path = self.table.path(index)
@@ -194,7 +197,7 @@ class TestClips(Dataset[Sample]):
         return len(self.table)
 
     @property
-    def view_shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[int, ...]:
         """(V, C, T, h, w) of every sample's clip."""
         spec = self.spec
         return (self.views.num_clips * self.views.num_crops, spec.channels, spec.num_frames, *spec.size)

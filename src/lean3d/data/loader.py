@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data.dataset import BadFile, Sample, TestClips, TrainClips
 from lean3d.data.manifest import Clip
-from lean3d.errors import ConfigError, DataError
+from lean3d.errors import ConfigError, DataError, TooManyBadFilesError
 
 TEST_BATCH_BYTES = 64 * 2**20
 """Pixels in one test batch; videos with many views come in smaller batches."""
@@ -98,9 +98,24 @@ class TrainLoader(DataLoader[Sample]):
     batch_sampler: TrainSampler
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from step `start` on. A call ends the iterator that an earlier one gave."""
-        self.batch_sampler.epoch, self.batch_sampler.start = epoch, start
-        return iter(self)  # type: ignore[return-value]
+        """The batches of `epoch` from step `start` on. To begin a pass ends one that was left in the middle.
+
+        Raises:
+            TooManyBadFilesError: A place in a batch stays empty, since a row of clips could not be decoded.
+        """
+        sampler = self.batch_sampler
+        sampler.epoch, sampler.start = epoch, start
+        batch: Batch
+        for batch in self:  # type: ignore[assignment]
+            # Not raised where it is found out: an error from a worker brings its traceback along as text.
+            if len(batch.clips) < sampler.batch_size // sampler.world:
+                path, reason = batch.bad[0]
+                raise TooManyBadFilesError(
+                    f"{len(set(batch.bad))} files that were tried for one batch can't be decoded; the first is "
+                    f"{path}: {reason}. Look at some of the files with a video player, or, where clips are folders of "
+                    "pictures, at --data.frame-template"
+                )
+            yield batch
 
 
 def train_loader(
@@ -141,7 +156,7 @@ def train_loader(
     dataset = TrainClips(clips, classes, data, spec, augment, seed)
     sampler = TrainSampler(len(dataset), batch_size, seed, rank, world)
     return TrainLoader(
-        dataset, batch_sampler=sampler, collate_fn=_collate_train, **_workers(data.num_workers, pin_memory)
+        dataset, batch_sampler=sampler, collate_fn=_Collate(dataset.shape), **_workers(data.num_workers, pin_memory)
     )
 
 
@@ -177,12 +192,12 @@ def test_loader(
     if not clips:
         raise DataError("there is no video to test on: the split is empty")
     dataset = TestClips(clips, data, spec, views)
-    fits = max(1, TEST_BATCH_BYTES // int(np.prod(dataset.view_shape)))
+    fits = max(1, TEST_BATCH_BYTES // int(np.prod(dataset.shape)))
     return DataLoader(
         dataset,
         batch_size=min(batch_size, fits),
         sampler=range(rank, len(dataset), world),
-        collate_fn=_TestCollate(dataset.view_shape),
+        collate_fn=_Collate(dataset.shape),
         **_workers(data.num_workers, pin_memory),
     )
 
@@ -190,28 +205,21 @@ def test_loader(
 test_loader.__test__ = False  # type: ignore[attr-defined]  # its name looks like a test's to pytest
 
 
-class _TestCollate:
+class _Collate:
     """Joins samples and leaves bad files out; a class, so that it can be sent to a spawned process."""
 
     def __init__(self, shape: tuple[int, ...]):
         self.shape = shape
 
     def __call__(self, samples: list[Sample]) -> Batch:
+        clips = [sample.clip for sample in samples if sample.clip is not None]
         good = [sample for sample in samples if sample.clip is not None]
-        bad = tuple(file for sample in samples for file in sample.bad)
-        return _batch(good, bad) if good else _batch([], bad, torch.empty(0, *self.shape, dtype=torch.uint8))
-
-
-def _collate_train(samples: list[Sample]) -> Batch:
-    return _batch(samples, tuple(file for sample in samples for file in sample.bad))
-
-
-def _batch(samples: list[Sample], bad: tuple[BadFile, ...], clips: torch.Tensor | None = None) -> Batch:
-    if clips is None:
-        clips = torch.stack([sample.clip for sample in samples if sample.clip is not None])
-    labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
-    indices = torch.tensor([sample.index for sample in samples], dtype=torch.int64)
-    return Batch(clips, labels, indices, bad)
+        return Batch(
+            torch.stack(clips) if clips else torch.empty(0, *self.shape, dtype=torch.uint8),
+            torch.tensor([sample.label for sample in good], dtype=torch.int64),
+            torch.tensor([sample.index for sample in good], dtype=torch.int64),
+            tuple(file for sample in samples for file in sample.bad),
+        )
 
 
 def _workers(num_workers: int, pin_memory: bool) -> dict[str, Any]:
