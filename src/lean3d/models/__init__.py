@@ -13,6 +13,7 @@ from lean3d.models.registry import (
     register_model,
 )
 from lean3d.models.weights_2d import LoadReport, load_2d_weights
+from lean3d.models.weights_pytorchvideo import from_pytorchvideo
 
 __all__ = [
     "Cost",
@@ -21,6 +22,7 @@ __all__ = [
     "VideoNet",
     "cost",
     "create_model",
+    "from_pytorchvideo",
     "list_models",
     "load_2d_weights",
     "model_arguments",
