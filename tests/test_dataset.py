@@ -64,6 +64,7 @@ def test_a_clip_follows_from_seed_epoch_and_index_alone(clips):
     torch.manual_seed(123)
     assert torch.equal(first, data[0, 2].clip)
     assert torch.equal(first, again[0, 2].clip)
+    assert torch.equal(first, pickle.loads(pickle.dumps(data))[0, 2].clip), "also in a process that was spawned"
     assert not torch.equal(first, data[1, 2].clip)
     assert not torch.equal(first, other[0, 2].clip)
 

@@ -69,6 +69,8 @@ def test_a_batch_that_can_not_be_is_refused_with_what_to_type():
         TrainSampler(7, 16, seed=0)
     with pytest.raises(ConfigError, match=r"multiple of the number of processes \(2\), got 5.*--optim.batch-size 4"):
         TrainSampler(70, 5, seed=0, world=2)
+    with pytest.raises(ConfigError, match="seed must be at least 0, got -3"):
+        TrainSampler(70, 5, seed=-3)
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_from_any_start(clips):

@@ -50,12 +50,13 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     Args:
         num_clips: Labelled clips in the data set.
         batch_size: Clips in a batch over all ranks.
-        seed: The run's seed.
+        seed: The run's seed, at least 0.
         rank: This process, in [0, world).
         world: Processes.
 
     Raises:
-        ConfigError: There are fewer clips than a batch has, or the ranks' parts would differ in size.
+        ConfigError: There are fewer clips than a batch has, the ranks' parts would differ in size, or the seed is
+            negative.
     """
 
     def __init__(self, num_clips: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
@@ -64,6 +65,8 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
                 f"the batch size must be a positive multiple of the number of processes ({world}), got {batch_size}; "
                 f"try --optim.batch-size {max(1, batch_size // world) * world}"
             )
+        if seed < 0:
+            raise ConfigError(f"the seed must be at least 0, got {seed}; try --run.seed {-seed}")
         if num_clips < batch_size:
             raise ConfigError(
                 f"the training split has {num_clips} labelled clips, less than one batch of {batch_size}; "
