@@ -55,6 +55,11 @@ def test_round_trip_keeps_weights_labels_recipe_and_numbers(model, file):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_checkpoint_has_the_mode_of_any_file(file):
+    (file.parent / "other").touch()
+    assert file.stat().st_mode == (file.parent / "other").stat().st_mode
+
+
 def test_a_run_folder_stands_for_its_model(file):
     assert checkpoint.load(file.parent).path == file
 

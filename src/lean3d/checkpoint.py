@@ -306,7 +306,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, put in the place of `path` at the end, once its bytes are on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what this user's files have; safetensors would make it private
         yield temporary
+        temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
