@@ -206,3 +206,18 @@ def test_the_log_counts_files_and_stops_at_the_share(tmp_path):
         ]
     with pytest.raises(TooManyBadFilesError, match=r"3 of 40 files .* share of 5%.*--data.max-bad-share 0\.1$"):
         log.add([BadFile("c.mp4", "no video stream (audio only)")])
+
+
+def test_damage_outside_the_drawn_clip_is_found_too(clips, tmp_path):
+    path = tmp_path / "late.mp4"
+    write_video(path, moving_frames(240, 32, 48), options={"g": "12"}, index_first=True)
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 20 : -len(content) // 40] = bytes(len(content) // 20 - len(content) // 40)
+    path.write_bytes(content)
+    damaged = Clip(str(path), 0, "train", "")
+    touched = train_clips([damaged, *clips], check_files=False)
+    assert any(touched[epoch, 0].bad == () for epoch in range(5)), "most clips are drawn before the damage"
+    whole = train_clips([damaged, *clips])
+    assert all(whole[epoch, 0].bad[0].path == str(path) for epoch in range(5))
+    views = TestClips([damaged], DataConfig(), SPEC, ViewsConfig())
+    assert views[0].clip is None and views[0].bad

@@ -100,6 +100,8 @@ class DataConfig:
     """Seed of the splits that lean3d makes."""
     sampling: Literal["dense", "segments"] = "dense"
     """dense: num_frames at sampling_rate from a random place. segments: one frame from each of num_frames parts."""
+    check_files: bool = True
+    """Decode each file whole when a loader process first meets it, so that damage outside the drawn clip is found."""
     max_bad_share: float = 0.05
     """More than this share of files that can't be decoded stops the run."""
     num_workers: int = 2

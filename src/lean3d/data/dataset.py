@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data.manifest import Clip
-from lean3d.data.readers import open_video
+from lean3d.data.readers import Reader, open_video
 from lean3d.data.sampling import dense_indices, segment_indices, view_indices
 from lean3d.data.transforms import TestTransform, TrainTransform
 from lean3d.errors import DataError, DecodeError, TooManyBadFilesError
@@ -84,9 +84,8 @@ class TrainClips(Dataset[Sample]):
     """Random clips to train on, indexed by a key `(epoch, index)`.
 
     A file that can't be decoded is reported and another clip takes its place: one of the same class while there are
-    untried ones, else any. Files that don't even open are remembered, so that each is read once per process; what
-    takes their place does not depend on that memory. A file that breaks in the middle is tried again each time, since
-    another epoch may draw frames that are whole.
+    untried ones, else any. Verdicts on files are remembered, so that each file is checked once per process; what
+    takes a bad one's place does not depend on that memory.
 
     Args:
         clips: Clips of one split. Unlabelled ones (label -1) are left out, so indices count the labelled ones.
@@ -117,7 +116,7 @@ class TrainClips(Dataset[Sample]):
         self.augment = augment
         self.seed = seed
         self.transform = TrainTransform(augment, spec, tuple(classes))
-        self._known_bad: dict[int, str] = {}
+        self._opener = _Opener(data)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -145,15 +144,7 @@ class TrainClips(Dataset[Sample]):
         return Sample(None, -1, index, tuple(bad))
 
     def _load(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-        path = self.table.path(index)
-        if index in self._known_bad:
-            raise DecodeError(path, self._known_bad[index])
-        try:
-            reader = open_video(path, self.data.frame_template)
-        except DecodeError as error:
-            self._known_bad[index] = error.reason
-            raise
-        with reader:
+        with self._opener.open(self.table.path(index)) as reader:
             if self.data.sampling == "segments":
                 frames = segment_indices(reader.num_frames, self.spec.num_frames, generator)
             else:
@@ -191,7 +182,7 @@ class TestClips(Dataset[Sample]):
         self.spec = spec
         self.views = views
         self.transform = TestTransform(spec, views.num_crops)
-        self._known_bad: dict[int, str] = {}
+        self._opener = _Opener(data)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -204,16 +195,14 @@ class TestClips(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         path, label = self.table.path(index), self.table.label(index)
-        if index not in self._known_bad:
-            try:
-                return Sample(self._load(path), label, index, ())
-            except DecodeError as error:
-                self._known_bad[index] = error.reason
-        return Sample(None, label, index, (BadFile(path, self._known_bad[index]),))
+        try:
+            return Sample(self._load(path), label, index, ())
+        except DecodeError as error:
+            return Sample(None, label, index, (BadFile(path, error.reason),))
 
     def _load(self, path: str) -> torch.Tensor:
         spec = self.spec
-        with open_video(path, self.data.frame_template) as reader:
+        with self._opener.open(path) as reader:
             frames = view_indices(
                 reader.num_frames, spec.num_frames, spec.sampling_rate, self.views.num_clips, self.data.sampling
             )
@@ -221,6 +210,32 @@ class TestClips(Dataset[Sample]):
             pixels = reader.get_frames(frames.flatten().tolist(), size=size, channels=spec.channels)
         clips = pixels.unflatten(0, frames.shape)  # (num_clips, T, H, W, C)
         return torch.cat([self.transform(clip) for clip in clips])
+
+
+class _Opener:
+    """Opens files and remembers, within its process, which are bad and which were found whole."""
+
+    def __init__(self, data: DataConfig):
+        self.data = data
+        self._verdicts: dict[int, str | None] = {}  # by the path's hash: paths themselves would take much memory
+
+    def open(self, path: str) -> Reader:
+        """The reader of a file, which is decoded whole the first time if `DataConfig.check_files` is set."""
+        key = hash(path)
+        verdict = self._verdicts.get(key)
+        if verdict is not None:
+            raise DecodeError(path, verdict)
+        try:
+            reader = open_video(path, self.data.frame_template)
+            if self.data.check_files and key not in self._verdicts:
+                with reader:
+                    reader.check()
+                reader = open_video(path, self.data.frame_template)
+        except DecodeError as error:
+            self._verdicts[key] = error.reason
+            raise
+        self._verdicts[key] = None
+        return reader
 
 
 class BadFileLog:
