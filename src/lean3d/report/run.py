@@ -1,0 +1,96 @@
+"""What lies in a run's folder, as a report wants it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lean3d.checkpoint import read_file
+from lean3d.errors import CheckpointError, Lean3dError
+from lean3d.models import model_from_spec
+from lean3d.models.cost import Cost, cost
+
+
+@dataclass(frozen=True)
+class Run:
+    """What lies in a run's folder; parts that are not there are None or empty."""
+
+    folder: Path
+    config: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+    results: dict[str, Any] | None
+    starts: list[dict[str, Any]]
+    training_bad: int | None
+    spec: dict[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """The model, with its width where that is not 1."""
+        if self.spec is None:
+            return self.folder.name
+        width = self.spec["arguments"].get("width", 1)
+        return self.spec["name"] + ("" if width == 1 else f" (width {width:g})")
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the model costs; None where it is not known, as when it is not one of the zoo's."""
+        try:
+            with torch.device("meta"):
+                return cost(model_from_spec(self.spec)) if self.spec else None
+        except Lean3dError:
+            return None
+
+    def epochs(self, key: str) -> list[tuple[float, float]]:
+        """A number's course, as points (epochs done, value)."""
+        rows = [row for row in self.rows if row["kind"] == "epoch"]
+        per_epoch = rows[0]["step"] / (rows[0]["epoch"] + 1) if rows else 1.0
+        return [(row["step"] / per_epoch, row[key]) for row in rows if key in row]
+
+
+def read_run(folder: str | Path) -> Run:
+    """The files of a run's folder.
+
+    Raises:
+        CheckpointError: There is no such folder, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no run at {folder}")
+    results = _json(folder / "results.json")
+    spec = results["checkpoint"]["model"] if results else None
+    if spec is None and (folder / "model.safetensors").is_file():
+        header, _ = read_file(folder / "model.safetensors")
+        spec = header["model"] if header else None
+    metrics = folder / "metrics.jsonl"
+    rows = []
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # a last line that a kill cut off
+            break
+    bad = folder / "bad_files.csv"
+    return Run(
+        folder=folder,
+        config=_json(folder / "config.json"),
+        rows=rows,
+        results=results,
+        starts=_json(folder / "environment.json") or [],
+        training_bad=len(list(csv.reader(bad.read_text(encoding="utf-8").splitlines()))) - 1 if bad.is_file() else None,
+        spec=spec,
+    )
+
+
+def _json(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); write it anew, results.json with lean3d eval") from error
