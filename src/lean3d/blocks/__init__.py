@@ -1,6 +1,7 @@
 """The parts that nets are made of. All take and give `(N, C, T, H, W)`, of any length and size."""
 
 from lean3d.blocks.conv import Conv3d, ConvBN
+from lean3d.blocks.convert import ConversionReport, convert_to_fsb
 from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.head import Head
 from lean3d.blocks.non_local import NonLocalBlock
@@ -17,6 +18,7 @@ __all__ = [
     "Conv3d",
     "ConvBN",
     "ConvStem",
+    "ConversionReport",
     "FullySeparableBlock",
     "Head",
     "NonLocalBlock",
@@ -33,6 +35,7 @@ __all__ = [
     "basic",
     "block_plan",
     "bottleneck",
+    "convert_to_fsb",
     "smallbig_basic",
     "smallbig_bottleneck",
 ]

@@ -31,14 +31,18 @@ class FullySeparableBlock(nn.Module):
     Args:
         in_channels: C.
         out_channels: N.
-        kernel_size: (K, R, S), odd; one number stands for all three.
-        stride: in time, height, width.
-        expansion: alpha; the middle has `max(1, round(alpha * N))` channels.
-        norm: the steps that are followed by batch normalisation; the others have a bias.
+        kernel_size: (K, R, S); one number stands for all three.
+        stride, dilation: in time, height, width.
+        padding: zeros on both sides in time, height, width; by default those that keep the size at stride 1, which
+            odd kernels have.
+        groups: of stage one and of the pointwise step, where the dense convolution is in groups too.
+        expansion: alpha; the middle has `max(1, round(alpha * N / groups)) * groups` channels.
+        norm: the steps that are followed by batch normalisation.
         activation: the steps that are followed by ReLU (after the normalisation).
+        bias: whether steps without normalisation have a bias.
 
     Raises:
-        ConfigError: Even kernels, an expansion that is not positive, an unknown step.
+        ConfigError: Even kernels without padding, an expansion that is not positive, an unknown step.
     """
 
     def __init__(
@@ -48,35 +52,51 @@ class FullySeparableBlock(nn.Module):
         kernel_size: int | Triple = 3,
         *,
         stride: int | Triple = 1,
+        padding: int | Triple | None = None,
+        dilation: int | Triple = 1,
+        groups: int = 1,
         expansion: float = 1.0,
         norm: Collection[str] = STEPS,
         activation: Collection[str] = STEPS,
+        bias: bool = True,
     ):
         super().__init__()
         k, r, s = triple(kernel_size)
         stride_t, stride_h, stride_w = triple(stride)
-        if not all(size % 2 for size in (k, r, s)):
-            raise ConfigError(f"FullySeparableBlock needs odd kernel sizes, got {(k, r, s)}")
+        dilation_t, dilation_h, dilation_w = triple(dilation)
+        if padding is None:
+            if not all(size % 2 for size in (k, r, s)):
+                raise ConfigError(f"FullySeparableBlock needs odd kernel sizes, or padding, got {(k, r, s)}")
+            padding = (k // 2 * dilation_t, r // 2 * dilation_h, s // 2 * dilation_w)
+        padding_t, padding_h, padding_w = triple(padding)
         if expansion <= 0:
             raise ConfigError(f"expansion must be above 0, got {expansion}")
         for name, steps in (("norm", norm), ("activation", activation)):
             if isinstance(steps, str) or not set(steps) <= set(STEPS):
                 raise ConfigError(f"{name} must be some of {STEPS}, got {steps!r}")
-        middle = max(1, round(expansion * out_channels))
+        middle = max(1, round(expansion * out_channels / groups)) * groups
 
         self.temporal = Conv3d(
-            in_channels, middle, (k, 1, 1), stride=(stride_t, 1, 1), padding=(k // 2, 0, 0), bias="temporal" not in norm
+            in_channels,
+            middle,
+            (k, 1, 1),
+            stride=(stride_t, 1, 1),
+            padding=(padding_t, 0, 0),
+            dilation=(dilation_t, 1, 1),
+            groups=groups,
+            bias=bias and "temporal" not in norm,
         )
         self.depthwise = Conv3d(
             middle,
             middle,
             (1, r, s),
             stride=(1, stride_h, stride_w),
-            padding=(0, r // 2, s // 2),
+            padding=(0, padding_h, padding_w),
+            dilation=(1, dilation_h, dilation_w),
             groups=middle,
-            bias="depthwise" not in norm,
+            bias=bias and "depthwise" not in norm,
         )
-        self.pointwise = Conv3d(middle, out_channels, 1, bias="pointwise" not in norm)
+        self.pointwise = Conv3d(middle, out_channels, 1, groups=groups, bias=bias and "pointwise" not in norm)
         after = {
             step: nn.Sequential(
                 *[nn.BatchNorm3d(out_channels if step == "pointwise" else middle)] * (step in norm),
