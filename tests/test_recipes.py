@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from lean3d import recipes
 from lean3d.config import TrainConfig, from_json, to_json
@@ -15,7 +16,8 @@ def test_every_recipe_is_a_whole_config(name):
     config = recipes.get_recipe(name)
     assert config.recipe == name
     assert from_json(TrainConfig, to_json(config)) == config
-    assert model_from_config(config.model, num_classes=3).head.linear.out_features == 3
+    with torch.device("meta"):
+        assert model_from_config(config.model, num_classes=3).head.linear.out_features == 3
     assert recipes.describe_recipe(name)
 
 

@@ -89,3 +89,6 @@ def smallbig() -> TrainConfig:
         test=ViewsConfig(num_clips=2, num_crops=1),
     )
     return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sampling="segments"))
+
+
+from lean3d.recipes import papers  # noqa: E402, F401  (registers its recipes)
