@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from lean3d.config import AugmentConfig, DataConfig, InitConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig
+from lean3d.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig
 from lean3d.errors import ConfigError, did_you_mean
 from lean3d.recipes import register_recipe
 
@@ -171,7 +171,6 @@ def _from_scratch(model: str, data: Format) -> TrainConfig:
         data=DataConfig(format=data, sampling="segments" if data == "jester" else "dense"),
         augment=AugmentConfig(crop="multi_scale", flip="off" if data == "jester" else "on"),
         optim=replace(_SGD, lr=0.02, batch_size=32, warmup_epochs=5.0, clip_norm=5.0, label_smoothing=0.1),
-        init=InitConfig(),
         test=ViewsConfig(num_clips=10, num_crops=1),
     )
 
