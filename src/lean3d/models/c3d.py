@@ -51,10 +51,18 @@ def _c3d(
     in_channels: int,
     width: float,
     dropout: float,
+    *,
+    first: nn.Module | None = None,
 ) -> VideoNet:
-    stages, channels = [], in_channels
+    """C3D's plan with `layer` for each convolution; `first` takes the place of the first one and its pooling."""
+    stages: list[nn.Module] = []
+    channels = in_channels
     for number, widths in enumerate(STAGES):
-        parts = []
+        if number == 0 and first is not None:
+            stages.append(first)
+            channels = scaled(widths[0], width)
+            continue
+        parts: list[nn.Module] = []
         for out_channels in (scaled(c, width) for c in widths):
             parts.append(layer(channels, out_channels))
             channels = out_channels
@@ -85,6 +93,7 @@ def c3d_light(
     dropout: float = 0.5,
     expansion: float = 0.5,
     trg: Literal["none", "input"] = "input",
+    stem: Literal["separable", "conv"] = "separable",
 ) -> VideoNet:
     """Light C3D: every convolution a Fully Separable Block, the Temporal Residual Gradient at the input.
 
@@ -92,7 +101,11 @@ def c3d_light(
         expansion: alpha of all blocks. 0.5: 12.9 times fewer weights than C3D's convolutions, and 15.0 times fewer
             multiplications with F(4, 3) and F(4x4, 3x3).
         trg: where the temporal residual gradient sits: "input" or "none".
+        stem: the first layer. "separable": a block like the others, then its pooling. "conv": a dense 3x5x5 convolution
+            at stride (1, 2, 2) in place of both. With so few input channels a dense kernel costs little, and nothing is
+            computed at full resolution, where a separable block spends most of a training step moving memory.
     """
     layer = partial(FullySeparableBlock, kernel_size=3, expansion=expansion)
-    stem = TemporalResidualGradient() if trg == "input" else nn.Identity()
-    return _c3d(layer, stem, num_classes, in_channels, width, dropout)
+    before = TemporalResidualGradient() if trg == "input" else nn.Identity()
+    first = ConvReLU(in_channels, scaled(64, width), (3, 5, 5), stride=(1, 2, 2)) if stem == "conv" else None
+    return _c3d(layer, before, num_classes, in_channels, width, dropout, first=first)
