@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from lean3d import checkpoint
+from lean3d.config import to_json
+from lean3d.engine import fit
 from lean3d.engine.distributed import SyncBatchNorm, convert_sync_batchnorm
+from lean3d.engine.logging import read_rows
+from lean3d.errors import TooManyBadFilesError
+from tiny_runs import tiny_config, write_clips
 
 SHARES = (3, 5)
 """Clips of each process: they differ, so that a plain mean of means would be wrong."""
@@ -42,7 +51,7 @@ def one_rank(rank: int, port: int, folder: str) -> None:
         x = x.clone().requires_grad_()
         y = module(x)
         y.backward(gradient)
-        result = {"y": y.detach(), "dx": x.grad, "dp": [p.grad for p in module.parameters()]}
+        result = {"y": y.detach(), "dx": x.grad, "dp": [p.grad.clone() for p in module.parameters()]}
         result["state"] = {name: value.clone() for name, value in module.state_dict().items()}
         result["half"] = str(module.float()(x.detach().bfloat16()).dtype)
         torch.save(result, Path(folder) / f"{affine}-{rank}.pt")
@@ -98,3 +107,101 @@ def test_conversion_keeps_parameters_modes_and_sharing():
     assert list(net.state_dict()) == names
     assert all(parameter is before[name] for name, parameter in net.named_parameters())
     assert convert_sync_batchnorm(net)[1] is net[1]
+
+
+def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
+    """Everything is on but dropout and mixing, which each process draws for itself."""
+    root = write_clips(tmp_path / "clips", train=12, val=3)
+    (root / "train" / "dark" / "03.mp4").write_text("not a video")
+    (root / "val" / "dark" / "01.mp4").write_text("not a video")
+    settings = {
+        "model_name": "slow_r18",  # well conditioned: rounding stays rounding
+        "optim_name": "sgd",
+        "optim_lr": 0.005,
+        "optim_batch_size": 8,
+        "optim_epochs": 3,
+        "optim_ema": 0.9,
+        "optim_precise_bn": 3,
+        "data_max_bad_share": 0.1,
+    }
+    one, two = (
+        fit(tiny_config(root, tmp_path / f"run{devices}", run_devices=devices, **settings)) for devices in (1, 2)
+    )
+    curves = [
+        [(row["kind"], row["step"], row["loss"], row.get("val_loss", 0.0)) for row in read_rows(run / "metrics.jsonl")]
+        for run in (one.run, two.run)
+    ]
+    assert [point[1] for point in curves[0]] == [3, 6, 9]
+    for ours, theirs in zip(*curves, strict=True):
+        assert ours[:2] == theirs[:2]
+        assert ours[2:] == pytest.approx(theirs[2:], rel=1e-4)
+    for key in ("step", "val_top1", "val_videos", "val_bad_files", "bad_files"):
+        assert one.metrics[key] == two.metrics[key]
+    assert one.metrics["val_videos"] == 5 and one.metrics["bad_files"] == 2
+    assert (one.run / "bad_files.csv").read_text() == (two.run / "bad_files.csv").read_text()
+    for file in ("model.safetensors", "checkpoints/step-00000009/model.safetensors"):
+        _, ours = checkpoint.read_file(one.run / file)
+        _, theirs = checkpoint.read_file(two.run / file)
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_error_in_the_processes_comes_back_as_itself(tmp_path):
+    root = write_clips(tmp_path / "clips", train=4, val=1)
+    (root / "train" / "dark" / "03.mp4").write_text("not a video")
+    with pytest.raises(TooManyBadFilesError, match="1 of 10 files"):
+        fit(tiny_config(root, tmp_path / "run", run_devices=2))
+
+
+SCRIPT = """
+import sys
+from lean3d.config import TrainConfig, from_json
+from lean3d.engine import Interrupted, fit, loop
+
+train_step = loop._Training._train_step
+
+def step(self, batch):
+    if self.step == 3 and self.first:
+        print("step 3", flush=True)
+    return train_step(self, batch)
+
+loop._Training._train_step = step
+if __name__ == "__main__":
+    try:
+        print(fit(from_json(TrainConfig, sys.argv[1])).metrics)
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(stopped.exit_code)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_needs_no_other_code(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    config = tiny_config(write_clips(tmp_path / "clips", train=4, val=1), tmp_path / "run", optim_epochs=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py", to_json(config)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "cpu, 2 processes" in done.stdout and checkpoint.load(tmp_path / "run").classes == ("bright", "dark")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_together(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    root = write_clips(tmp_path / "clips", train=12, val=1)
+    config = tiny_config(root, tmp_path / "run", optim_epochs=1000, run_devices=2, data_num_workers=1)
+    process = subprocess.Popen(
+        [sys.executable, "train.py", to_json(config)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    said = ""
+    for line in process.stdout:
+        said += line
+        if "step 3" in line:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=100) == 130
+    assert f"to go on: lean3d train --resume {tmp_path / 'run'}" in said
+    assert checkpoint.latest_training_state(tmp_path / "run") is not None

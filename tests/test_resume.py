@@ -14,7 +14,7 @@ import torch
 
 from lean3d import checkpoint
 from lean3d.config import TrainConfig, to_json
-from lean3d.engine import Interrupted, fit
+from lean3d.engine import Interrupted, fit, loop
 from lean3d.engine.logging import read_rows
 from lean3d.errors import CheckpointError, ConfigError, DataError
 from tiny_runs import tiny_config, write_clips
@@ -142,8 +142,6 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(clips, uninterrupted, 
 
 
 def test_killed_in_the_validation_it_validates_again(clips, uninterrupted, tmp_path, monkeypatch):
-    from lean3d.engine import loop
-
     def stopped(*arguments, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
         return collect_scores(*arguments, **settings)

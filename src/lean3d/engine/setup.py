@@ -232,11 +232,11 @@ def not_finite(step: int, what: str, lr: float) -> TrainingError:
 
 
 def _state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors in a checkpoint of another program, under plain names."""
+    """The tensors in a checkpoint of another program."""
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]
-    return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _csv_rows(path: Path) -> Counter[str]:
