@@ -71,9 +71,11 @@ class Eval:
     """A run's folder, or a .safetensors file."""
     root: Annotated[Positional[str | None], arg(metavar="[DATA]", help_behavior_hint="")] = None
     """Other data than the model was trained on: a folder or an annotation file."""
-    split: Literal["train", "val", "test", "all"] | None = None
+    split: Annotated[
+        Literal["train", "val", "test", "all"] | None, arg(metavar="{train,val,test,all}", help_behavior_hint="")
+    ] = None
     """What to test on (default: test where there is such a split, else val)."""
-    out: str | None = None
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """The folder for results.json, per_class.csv and confusion.png (default: beside the model)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
@@ -91,7 +93,7 @@ class Predict:
 
     run: Annotated[Positional[str], arg(metavar="RUN|FILE")]
     """A run's folder, or a .safetensors file."""
-    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO|FOLDER ...")]
+    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO|FOLDER ...", help_behavior_hint="")]
     """Video files, folders of pictures, or folders with videos anywhere in them."""
     top_k: int = 5
     """Classes to name."""
@@ -99,7 +101,7 @@ class Predict:
     """Print JSON in place of a table."""
     video: Annotated[str | None, arg(metavar="OUT.mp4", help_behavior_hint="")] = None
     """Write the video with its classes drawn on; a folder where there are several videos."""
-    stride: int | None = None
+    stride: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Frames from one window's start to the next (default: windows touch)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
@@ -155,7 +157,7 @@ class Report:
     """A run's folder that `lean3d eval` has tested."""
     out: Annotated[str | None, arg(metavar="FILE.html", help_behavior_hint="")] = None
     """The file to write (default: RUN/report.html)."""
-    compare: tuple[str, ...] = ()
+    compare: Annotated[tuple[str, ...], arg(metavar="RUN ...", help_behavior_hint="")] = ()
     """Folders of other runs, tested on the same videos, to show beside it."""
     clips: int = 24
     """Clips in the gallery."""

@@ -25,11 +25,12 @@ out = Console(highlight=False)
 err = Console(highlight=False, stderr=True)
 
 
-def results(results: Results) -> None:
+def results(results: Results, split: str) -> None:
     """A test: the numbers, the classes (of many the worst), the bad files."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right", style="bold")
+    table.add_row("split", split)
     table.add_row("top-1", f"{results.top1:.4f}")
     table.add_row("top-5", "-" if results.top5 is None else f"{results.top5:.4f}")
     table.add_row("mean class accuracy", f"{results.mean_class_accuracy:.4f}")
@@ -168,15 +169,15 @@ def plan(config: TrainConfig) -> None:
     plan.add_column(style="bold", no_wrap=True)
     plan.add_column(overflow="fold")
     plan.add_row("recipe", config.recipe)
-    plan.add_row("data", f"{manifest.source}")
+    plan.add_row("data", manifest.source)
     plan.add_row(
         "model",
-        f"{config.model.name}, {price.weights / 1e6:.2f}M weights, {price.macs / 1e9:.2f} GMACs a clip "
-        f"({price.multiplications / 1e9:.2f} G multiplications with the fast algorithm)",
+        f"{config.model.name}, {price.weights / 1e6:.3g}M weights, {price.macs / 1e9:.3g} GMACs a clip "
+        f"({price.multiplications / 1e9:.3g} G multiplications with the fast algorithm)",
     )
     plan.add_row(
         "clip",
-        f"{spec.num_frames} frames, every {spec.sampling_rate}. of the video, {spec.size[0]} x {spec.size[1]} pixels, "
+        f"{spec.num_frames} frames, {spec.sampling_rate} apart in the video, {spec.size[0]} x {spec.size[1]} pixels, "
         f"{'grey' if spec.channels == 1 else 'RGB'}",
     )
     plan.add_row(
@@ -186,11 +187,12 @@ def plan(config: TrainConfig) -> None:
         + (f", fewer to end within {config.run.max_minutes:g} minutes" if config.run.max_minutes else ""),
     )
     plan.add_row("run folder", str(setup.run_folder(config)))
-    out.print(plan)
+    out.print("[bold]config[/bold]")
+    out.print(to_json(config), markup=False)
     out.print()
     out.print(table)
-    out.print("\n[bold]config[/bold]")
-    out.print(to_json(config), markup=False)
+    out.print()
+    out.print(plan)
     if not steps:
         raise ConfigError(
             f"the training split has {labelled} labelled clips, less than one batch of {config.optim.batch_size}; "

@@ -48,10 +48,10 @@ def train(argv: Sequence[str]) -> int:
 
 def evaluate(argv: Sequence[str]) -> int:
     """Test a model; what is not set is as in its training."""
+    args = parse(Eval, argv)
     from lean3d import checkpoint
     from lean3d import evaluate as room
 
-    args = parse(Eval, argv)
     found = checkpoint.load(args.run)
     recipe = found.recipe or TrainConfig()
     args = parse(Eval, argv, dataclasses.replace(args, views=recipe.test, data=recipe.data))
@@ -69,19 +69,20 @@ def evaluate(argv: Sequence[str]) -> int:
         command=shlex.join(["lean3d", "eval", *argv]),
     )
     folder = Path(args.out) if args.out else found.path.parent
-    show.results(results)
+    split = json.loads((folder / "results.json").read_text(encoding="utf-8"))["data"]["split"]
+    show.results(results, split)
     out.print(f"\nresults    {folder / 'results.json'}\nconfusion  {folder / 'confusion.png'}", soft_wrap=True)
     return 0
 
 
 def predict(argv: Sequence[str]) -> int:
     """Predict files and folders; of several, those that can't be decoded are named and the others go on."""
-    from lean3d import predict as room
-    from lean3d.data.dataset import BadFile
-
     args = parse(Predict, argv)
     if not args.videos:
         raise ConfigError(f"which video? Name a file or a folder: lean3d predict {args.run} clip.mp4")
+    from lean3d import predict as room
+    from lean3d.data.dataset import BadFile
+
     many = len(args.videos) > 1
     videos: list[room.VideoPrediction] = []
     bad: list[BadFile] = []
@@ -118,9 +119,9 @@ def predict(argv: Sequence[str]) -> int:
 
 def models(argv: Sequence[str]) -> int:
     """The zoo, or one model."""
+    args = parse(Models, argv)
     from lean3d.models import list_models, model_arguments
 
-    args = parse(Models, argv)
     names = list_models(args.pattern)
     if not names:
         raise ConfigError(f"no model matches {args.pattern!r}: {did_you_mean(args.pattern, list_models())}")
@@ -187,20 +188,24 @@ def _train_defaults(recipe: str) -> Train:
     return Train(**{f.name: getattr(base, f.name) for f in dataclasses.fields(base) if f.name != "recipe"})
 
 
+def _near_recipe(word: str) -> str:
+    """The recipe that may be meant, or where they are listed: all of them would be a long message."""
+    near = did_you_mean(word, recipes.list_recipes())
+    return near if near.startswith("did you mean") else "`lean3d recipes` lists them"
+
+
 def _recipe_and_data(words: Sequence[str]) -> tuple[str, str]:
     """What the leading words mean: (recipe, data's root or "")."""
     recipe, rest = (words[0], words[1:]) if words and _is_recipe(words[0]) else ("light", words)
     if len(rest) > 1:
-        extra = rest[1] if Path(rest[0]).exists() else rest[0]
-        near = did_you_mean(extra, recipes.list_recipes())
         raise ConfigError(
-            f"train takes a recipe and one folder or file of data; what is {extra!r}? As a recipe: {near}"
+            f"train takes a recipe and one folder or file of data, got {shlex.join(words)}; {_near_recipe(rest[0])}"
         )
     root = rest[0] if rest else ""
     if root and not Path(root).exists():
         raise ConfigError(
-            f"{root!r} is neither a recipe ({did_you_mean(root, recipes.list_recipes())}) nor a folder or file that "
-            "exists. Type lean3d train [RECIPE] [DATA], for example: lean3d train light path/to/clips"
+            f"{root!r} is neither a recipe ({_near_recipe(root)}) nor a folder or file that exists. "
+            "Type lean3d train [RECIPE] [DATA], for example: lean3d train light path/to/clips"
         )
     return recipe, root
 
