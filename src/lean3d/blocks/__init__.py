@@ -5,12 +5,20 @@ from lean3d.blocks.convert import ConversionReport, convert_to_fsb
 from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.head import Head
 from lean3d.blocks.non_local import NonLocalBlock
-from lean3d.blocks.residual import ResidualBlock, basic, bottleneck, smallbig_basic, smallbig_bottleneck
+from lean3d.blocks.residual import (
+    ResidualBlock,
+    basic,
+    bottleneck,
+    fsb_basic,
+    fsb_bottleneck,
+    smallbig_basic,
+    smallbig_bottleneck,
+)
 from lean3d.blocks.smallbig import FIGURE_BLOCKS, BlockPlan, Pool3d, SmallBigExtra, SmallBigUnit, block_plan
 from lean3d.blocks.squeeze_excitation import SqueezeExcitation
 from lean3d.blocks.stem import ConvStem, ResNetStem, TemporalMaxPool
 from lean3d.blocks.temporal_shift import ShiftConvBN, TemporalShift
-from lean3d.blocks.trg import TemporalResidualGradient
+from lean3d.blocks.trg import TemporalResidualGradient, TRGPlaces, trg_places
 
 __all__ = [
     "FIGURE_BLOCKS",
@@ -29,6 +37,7 @@ __all__ = [
     "SmallBigExtra",
     "SmallBigUnit",
     "SqueezeExcitation",
+    "TRGPlaces",
     "TemporalMaxPool",
     "TemporalResidualGradient",
     "TemporalShift",
@@ -36,6 +45,9 @@ __all__ = [
     "block_plan",
     "bottleneck",
     "convert_to_fsb",
+    "fsb_basic",
+    "fsb_bottleneck",
     "smallbig_basic",
     "smallbig_bottleneck",
+    "trg_places",
 ]

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3d.blocks.conv import ConvBN
+from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.smallbig import BIG_VIEW, GLOBAL_TIME_VIEW, SmallBigExtra, SmallBigUnit
+from lean3d.blocks.trg import TRGPlaces
 from lean3d.ops.conv.reference import Triple
 from lean3d.ops.pool.reference import Mode, Window
 
@@ -143,3 +145,56 @@ def _smallbig_units(
                 SmallBigUnit(before, after, kernel, stride=stride, pool=pool, pool_mode=pool_mode, shared=shared)
             )
     return units
+
+
+def fsb_bottleneck(
+    in_channels: int,
+    channels: int,
+    out_channels: int,
+    *,
+    stride: int = 1,
+    time: int = 1,
+    expansion: float = 0.25,
+    trg: TRGPlaces | None = None,
+) -> ResidualBlock:
+    """A Fully Separable Block of time x 3 x 3 with a shortcut: the light form of `bottleneck`.
+
+    At expansion 1/4 it is that bottleneck with a depthwise 1 x 3 x 3: its temporal step is the first convolution, its
+    pointwise step the last one. The middle has `expansion * out_channels` channels, `channels` says nothing here.
+    """
+    unit = _fsb_unit(in_channels, out_channels, time, (1, stride, stride), expansion, trg)
+    return ResidualBlock([unit], in_channels=in_channels, out_channels=out_channels, stride=stride)
+
+
+def fsb_basic(
+    in_channels: int,
+    channels: int,
+    out_channels: int,
+    *,
+    stride: int = 1,
+    expansion: float = 0.5,
+    trg: TRGPlaces | None = None,
+) -> ResidualBlock:
+    """Two Fully Separable Blocks of 3 x 3 x 3 with a shortcut: the light form of R3D's block, strided in time too."""
+    units = [
+        _fsb_unit(in_channels, channels, 3, (stride, stride, stride), expansion, trg),
+        _fsb_unit(channels, out_channels, 3, (1, 1, 1), expansion, None),
+    ]
+    return ResidualBlock(units, in_channels=in_channels, out_channels=out_channels, stride=stride, time_stride=stride)
+
+
+def _fsb_unit(
+    in_channels: int, out_channels: int, time: int, stride: Triple, expansion: float, trg: TRGPlaces | None
+) -> nn.Module:
+    """A Fully Separable Block without its last ReLU, which the residual block has; behind a TRG where it is told so."""
+    trg = trg or TRGPlaces()
+    fsb = FullySeparableBlock(
+        trg.channels("blocks", in_channels),
+        out_channels,
+        (time, 3, 3),
+        stride=stride,
+        expansion=expansion,
+        activation=("temporal", "depthwise"),
+    )
+    before = trg.modules("blocks")
+    return nn.Sequential(*before, fsb) if before else fsb

@@ -1,6 +1,6 @@
 """The zoo. One file a family, one decorated function a model; importing a family's file registers its models."""
 
-from lean3d.models import c3d, csn, i3d, non_local, r3d, resnet3d, slowfast, smallbig, tsm, x3d  # noqa: F401
+from lean3d.models import c3d, csn, i3d, light, non_local, r3d, resnet3d, slowfast, smallbig, tsm, x3d  # noqa: F401
 from lean3d.models.cost import Cost, LayerCost, cost
 from lean3d.models.registry import (
     VideoNet,

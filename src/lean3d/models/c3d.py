@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3d.blocks import ConvBN, FullySeparableBlock, Head, TemporalResidualGradient
+from lean3d.blocks import ConvBN, FullySeparableBlock, Head, TRGPlaces, trg_places
 from lean3d.models.registry import VideoNet, register_model, scaled
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -46,27 +46,33 @@ class ConvReLU(ConvBN):
 
 def _c3d(
     layer: Callable[[int, int], nn.Module],
-    stem: nn.Module,
     num_classes: int,
     in_channels: int,
     width: float,
     dropout: float,
     *,
-    first: nn.Module | None = None,
+    trg: TRGPlaces | None = None,
+    first: Callable[[int, int], nn.Module] | None = None,
 ) -> VideoNet:
     """C3D's plan with `layer` for each convolution; `first` takes the place of the first one and its pooling."""
+    trg = trg or TRGPlaces()
     stages: list[nn.Module] = []
-    channels = in_channels
+    channels = trg.channels("input", in_channels)
     for number, widths in enumerate(STAGES):
+        place = f"stage{number + 1}"
+        parts = trg.modules(place)
+        channels = trg.channels(place, channels)
         if number == 0 and first is not None:
-            stages.append(first)
-            channels = scaled(widths[0], width)
+            out_channels = scaled(widths[0], width)
+            layer_1 = first(channels, out_channels)
+            stages.append(nn.Sequential(*parts, layer_1) if parts else layer_1)
+            channels = out_channels
             continue
-        parts: list[nn.Module] = []
         for out_channels in (scaled(c, width) for c in widths):
-            parts.append(layer(channels, out_channels))
+            parts += [*trg.modules("blocks"), layer(trg.channels("blocks", channels), out_channels)]
             channels = out_channels
         stages.append(nn.Sequential(*parts, ShrinkPool(time=number > 0)))
+    stem = nn.Sequential(*trg.modules("input"))
     return VideoNet(stem, stages, Head(channels, num_classes, dropout=dropout))
 
 
@@ -80,7 +86,7 @@ def c3d(
     net hardly trains from scratch. Its convolutions are the original's: 27.7M weights, 38.5 GMACs.
     """
     layer = partial(ConvReLU, kernel_size=3)
-    return _c3d(layer, nn.Identity(), num_classes, in_channels, width, dropout)
+    return _c3d(layer, num_classes, in_channels, width, dropout)
 
 
 @register_model(sampling_rate=2, size=112)
@@ -92,7 +98,8 @@ def c3d_light(
     width: float = 1.0,
     dropout: float = 0.5,
     expansion: float = 0.5,
-    trg: Literal["none", "input"] = "input",
+    trg: str = "input",
+    trg_mode: Literal["replace", "beside"] = "replace",
     stem: Literal["separable", "conv"] = "separable",
 ) -> VideoNet:
     """Light C3D: every convolution a Fully Separable Block, the Temporal Residual Gradient at the input.
@@ -100,12 +107,14 @@ def c3d_light(
     Args:
         expansion: alpha of all blocks. 0.5: 12.9 times fewer weights than C3D's convolutions, and 15.0 times fewer
             multiplications with F(4, 3) and F(4x4, 3x3).
-        trg: where the temporal residual gradient sits: "input" or "none".
+        trg: where the temporal residual gradient sits: "none", or some of "input", "stage1" to "stage5", "blocks"
+            (before every Fully Separable Block), with commas.
+        trg_mode: whether it stands in place of its input or beside it, as further channels.
         stem: the first layer. "separable": a block like the others, then its pooling. "conv": a dense 3x5x5 convolution
             at stride (1, 2, 2) in place of both. With so few input channels a dense kernel costs little, and nothing is
             computed at full resolution, where a separable block spends most of a training step moving memory.
     """
     layer = partial(FullySeparableBlock, kernel_size=3, expansion=expansion)
-    before = TemporalResidualGradient() if trg == "input" else nn.Identity()
-    first = ConvReLU(in_channels, scaled(64, width), (3, 5, 5), stride=(1, 2, 2)) if stem == "conv" else None
-    return _c3d(layer, before, num_classes, in_channels, width, dropout, first=first)
+    first = partial(ConvReLU, kernel_size=(3, 5, 5), stride=(1, 2, 2)) if stem == "conv" else None
+    places = trg_places(trg, trg_mode, len(STAGES))
+    return _c3d(layer, num_classes, in_channels, width, dropout, trg=places, first=first)

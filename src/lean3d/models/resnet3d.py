@@ -24,6 +24,7 @@ from lean3d.blocks import (
     ResidualBlock,
     ResNetStem,
     TemporalMaxPool,
+    TRGPlaces,
     basic,
     bottleneck,
 )
@@ -44,6 +45,7 @@ def resnet3d(
     stem: nn.Module | None = None,
     first_stride: int = 1,
     temporal_pool: bool = False,
+    trg: TRGPlaces | None = None,
 ) -> VideoNet:
     """A residual net from one block function and one depth a stage.
 
@@ -55,27 +57,43 @@ def resnet3d(
         stem: `(N, in_channels, T, H, W)` -> `scaled(64, width)` channels (default: 1x7x7 and max pooling).
         first_stride: res2's stride in height and width, 2 in nets without max pooling.
         temporal_pool: whether max pooling halves time after res2.
+        trg: where the temporal residual gradient sits; blocks get theirs from their own functions.
     """
+    trg = trg or TRGPlaces()
     channels = scaled(64, width)
-    stem = stem or ResNetStem(in_channels, channels)
+    stem = stem or ResNetStem(trg.channels("input", in_channels), channels)
+    stem = nn.Sequential(*trg.modules("input"), stem) if trg.modules("input") else stem
     stages: list[nn.Module] = []
     for number, (block, depth) in enumerate(zip(blocks, depths, strict=True)):
         stride = first_stride if number == 0 else 2
-        stages.append(res_stage(block, depth, channels, scaled(64 * 2**number, width), block_expansion, stride))
-        channels = scaled(64 * 2**number, width) * block_expansion
+        inner = scaled(64 * 2**number, width)
+        stages.append(res_stage(block, depth, channels, inner, block_expansion, stride, trg, f"stage{number + 1}"))
+        channels = inner * block_expansion
     if temporal_pool:
         stages[0].append(TemporalMaxPool())  # type: ignore[operator]
     return init_convs(VideoNet(stem, stages, Head(channels, num_classes, dropout=dropout)))
 
 
 def res_stage(
-    block: Block | Sequence[Block], depth: int, in_channels: int, channels: int, block_expansion: int, stride: int
+    block: Block | Sequence[Block],
+    depth: int,
+    in_channels: int,
+    channels: int,
+    block_expansion: int,
+    stride: int,
+    trg: TRGPlaces | None = None,
+    place: str = "",
 ) -> nn.Sequential:
-    """`depth` blocks, the first of which carries the stride; several block functions take turns."""
+    """`depth` blocks, the first of which carries the stride; several block functions take turns.
+
+    With `trg`, the temporal residual gradient stands before them where it names this `place`.
+    """
     turns = [block] if callable(block) else list(block)
     out_channels = channels * block_expansion
+    trg = trg or TRGPlaces()
     return nn.Sequential(
-        turns[0](in_channels, channels, out_channels, stride=stride),
+        *trg.modules(place),
+        turns[0](trg.channels(place, in_channels), channels, out_channels, stride=stride),
         *[turns[i % len(turns)](out_channels, channels, out_channels, stride=1) for i in range(1, depth)],
     )
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3d.blocks import ConvBN, Head, ResNetStem, bottleneck
+from lean3d.blocks import ConvBN, Head, ResNetStem, TRGPlaces, bottleneck
 from lean3d.errors import ConfigError
 from lean3d.models.registry import VideoNet, register_model, scaled
 from lean3d.models.resnet3d import DEPTHS_50, Block, init_convs, res_stage
@@ -94,6 +94,7 @@ def slowfast(
     alpha: int,
     beta: float,
     lateral_time: int,
+    trg: TRGPlaces | None = None,
 ) -> VideoNet:
     """A SlowFast net of bottlenecks.
 
@@ -103,16 +104,24 @@ def slowfast(
         alpha: frame ratio.
         beta: channel ratio.
         lateral_time: length in time of the lateral connections' kernels, odd.
+        trg: where the temporal residual gradient sits, in each pathway on its own frames; blocks get theirs from
+            their own functions.
     """
     if alpha < 1 or beta <= 0 or lateral_time < 1 or lateral_time % 2 == 0:
         raise ConfigError(
             "alpha must be at least 1, beta above 0 and lateral_time odd; "
             f"got alpha {alpha}, beta {beta}, lateral_time {lateral_time}"
         )
+    trg = trg or TRGPlaces()
     slow, fast = scaled(64, width), scaled(round(64 * beta), width)
+    clip_channels = trg.channels("input", in_channels)
+    slow_stem: nn.Module = ResNetStem(clip_channels, slow)
+    fast_stem: nn.Module = ResNetStem(clip_channels, fast, time=5)
+    if trg.modules("input"):
+        slow_stem, fast_stem = (nn.Sequential(*trg.modules("input"), stem) for stem in (slow_stem, fast_stem))
     stem = SlowFastStem(
-        ResNetStem(in_channels, slow),
-        ResNetStem(in_channels, fast, time=5),
+        slow_stem,
+        fast_stem,
         Lateral(fast, time=lateral_time, alpha=alpha),
         alpha=alpha,
     )
@@ -120,8 +129,9 @@ def slowfast(
     for number, (slow_block, fast_block, depth) in enumerate(zip(slow_blocks, fast_blocks, depths, strict=True)):
         stride = 2 if number > 0 else 1
         slow_inner, fast_inner = scaled(64 * 2**number, width), scaled(round(64 * beta) * 2**number, width)
-        slow_stage = res_stage(slow_block, depth, slow + 2 * fast, slow_inner, 4, stride)
-        fast_stage = res_stage(fast_block, depth, fast, fast_inner, 4, stride)
+        place = f"stage{number + 1}"
+        slow_stage = res_stage(slow_block, depth, slow + 2 * fast, slow_inner, 4, stride, trg, place)
+        fast_stage = res_stage(fast_block, depth, fast, fast_inner, 4, stride, trg, place)
         slow, fast = 4 * slow_inner, 4 * fast_inner
         last = number == len(depths) - 1
         lateral = None if last else Lateral(fast, time=lateral_time, alpha=alpha)
