@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,25 @@ def run(out: Path, **settings: float) -> tuple[demo.DemoResult, str]:
     return done, console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def small_configs(out: Path, minutes: float, real: Callable = demo.demo_configs) -> tuple[TrainConfig, ...]:
+    """The demo's trainings with small nets, small clips and one epoch."""
+    return tuple(
+        replace(
+            config,
+            model=replace(config.model, num_frames=4, size=(32, 32), width=0.125),
+            data=replace(config.data, num_workers=0),
+            optim=replace(config.optim, epochs=1),
+        )
+        for config in real(out, minutes)
+    )
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, demo.DemoResult, str]:
     out = tmp_path_factory.mktemp("demo") / "small"
-    return out, *run(out, minutes=0.01, clips_per_class=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "demo_configs", small_configs)
+        return out, *run(out, clips_per_class=4)
 
 
 def test_the_whole_way_leaves_all_its_parts(small: tuple[Path, demo.DemoResult, str]):
@@ -48,10 +65,11 @@ def test_the_report_shows_both(small: tuple[Path, demo.DemoResult, str]):
     assert all(name in page for name in MOTION_CLASSES)
 
 
-def test_again_it_goes_on_where_it_was(small: tuple[Path, demo.DemoResult, str]):
+def test_again_it_goes_on_where_it_was(small: tuple[Path, demo.DemoResult, str], monkeypatch: pytest.MonkeyPatch):
     out, before, _ = small
+    monkeypatch.setattr(demo, "demo_configs", small_configs)
     weights = (out / "light" / "model.safetensors").read_bytes()
-    done, text = run(out, minutes=0.01, clips_per_class=4)
+    done, text = run(out, clips_per_class=4)
     assert "goes on" in text
     assert done == before
     assert (out / "light" / "model.safetensors").read_bytes() == weights

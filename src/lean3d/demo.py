@@ -167,10 +167,9 @@ def _sum_up(console: Console, done: DemoResult, light: TrainConfig, flat: TrainC
     model = shlex.quote(light.run.out)
     console.print(
         f"\nprediction  {predicted}\n            {done.video}\nreport      {done.report}\n\n"
-        f"On your own videos:\n"
-        f"  lean3d predict {model} VIDEO      what this net sees in another clip\n"
-        f"  lean3d train FOLDER               a folder that has a folder of clips for each class\n"
-        f"  lean3d train FOLDER --dry-run     what that would do",
+        f"What this net sees in another clip:\n  lean3d predict {model} VIDEO\n"
+        "Train on your own videos, a folder that has a folder of clips for each class:\n"
+        "  lean3d train FOLDER --dry-run\n  lean3d train FOLDER",
         soft_wrap=True,
         markup=False,
     )
