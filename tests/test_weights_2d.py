@@ -133,7 +133,7 @@ def test_other_nets_are_refused(resnet50):
     state = resnet50.state_dict()
     with pytest.raises(ConfigError, match="width must be 1"):
         load_2d_weights(create_model("c2d_r50", width=0.5), state)
-    with pytest.raises(ConfigError, match="c3d isn't a residual net"):
+    with pytest.raises(ConfigError, match="c3d doesn't have the convolutions of a ResNet"):
         load_2d_weights(create_model("c3d", width=0.125), state)
     with pytest.raises(ConfigError, match="no ResNet in these weights"):
         load_2d_weights(create_model("c2d_r18"), {"features.0.weight": torch.zeros(1)})

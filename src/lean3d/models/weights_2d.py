@@ -50,8 +50,8 @@ def load_2d_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadR
         state_dict: of torchvision's or timm's resnet18 to resnet152, a `module.` in front of all names is fine.
 
     Raises:
-        ConfigError: The 2D net has another depth or width or a stem of several convolutions, or the model isn't a
-            residual net. The model is unchanged then.
+        ConfigError: The 2D net has another depth or width or a stem of several convolutions, or the model doesn't have
+            its convolutions. The model is unchanged then.
     """
     source = {name.removeprefix("module."): value for name, value in state_dict.items()}
     name = getattr(model, "spec", {}).get("name", type(model).__name__)
@@ -64,7 +64,7 @@ def load_2d_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadR
     names = {key: _ours(key) for key in source}
     theirs, ours = _depths(key for key in names.values() if key), _depths(target)
     if not ours:
-        raise ConfigError(f"{name} isn't a residual net: 2D ResNet weights don't fit it")
+        raise ConfigError(f"{name} doesn't have the convolutions of a ResNet: weights of a 2D one don't fit it")
     if not theirs:
         few = ", ".join(list(source)[:3]) or "none"
         raise ConfigError(f"no ResNet in these weights: expected names such as layer1.0.conv1.weight, got {few}")
