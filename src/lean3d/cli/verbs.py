@@ -125,8 +125,11 @@ def models(argv: Sequence[str]) -> int:
     names = list_models(args.pattern)
     if not names:
         raise ConfigError(f"no model matches {args.pattern!r}: {did_you_mean(args.pattern, list_models())}")
-    with out.status("counting"):
-        rows = [show.model_row(name) for name in names]
+    rows = []
+    with out.status("counting") as status:
+        for name in names:
+            status.update(f"counting {name}")
+            rows.append(show.model_row(name))
     if args.markdown:
         show.markdown(rows)
         return 0
