@@ -117,7 +117,7 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
     settings = {
         "model_name": "slow_r18",  # well conditioned: rounding stays rounding
         "optim_name": "sgd",
-        "optim_lr": 0.005,
+        "optim_lr": 0.002,
         "optim_batch_size": 8,
         "optim_epochs": 3,
         "optim_ema": 0.9,

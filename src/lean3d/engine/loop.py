@@ -232,7 +232,7 @@ class _Training:
         train_mode(self.model)
         self.recent.clear()
         self.meter = _Meter()
-        self.log.bar(f"epoch {epoch + 1}/{self.config.optim.epochs}", self.epoch_steps, start)
+        self.log.bar(f"epoch {epoch + 1}/{self.epochs}", min(self.epoch_steps, self.total - self.step + start), start)
         for batch in self.meter.waiting(self.loader.batches(epoch, start)):
             self.losses.append(self._train_step(batch))
             self.new_bad += batch.bad
@@ -346,7 +346,7 @@ class _Training:
             self.bad_files.write_csv(self.run / "bad_files.csv")
         self.log.write(row)  # last: this row says that the epoch is over
         self.rows.append(row)
-        self.log.say(epoch_line(row, self.config.optim.epochs, best=kept and results is not None))
+        self.log.say(epoch_line(row, self.epochs, best=kept and results is not None))
         self.epoch_loss = [0.0, 0]
 
     def _validate(self, model: VideoNet) -> Results | None:
@@ -389,6 +389,11 @@ class _Training:
         return max(self.rows, key=lambda row: (row.get("val_top1", 0.0), row["step"]), default=None)
 
     # ---- parts of a step
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole schedule; the last may be a part of one."""
+        return -(-self.total // self.epoch_steps)
 
     def _lr(self, step: int) -> float:
         optim = self.config.optim
