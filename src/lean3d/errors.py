@@ -19,6 +19,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class Lean3dError(Exception):
@@ -57,7 +58,7 @@ class DecodeError(DataError):
         self.path = str(path)
         self.reason = reason
 
-    def __reduce__(self):  # crosses process borders, from a loader's worker to the trainer
+    def __reduce__(self) -> tuple[Any, ...]:  # crosses process borders, from a loader's worker to the trainer
         return type(self), (self.path, self.reason)
 
 
@@ -86,7 +87,7 @@ class MissingDependencyError(Lean3dError, ImportError):
         self.package = package
         self.extra = extra
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.package, self.extra)
 
 
