@@ -115,7 +115,7 @@ def pytorchvideo(path: Path) -> Iterator[Case]:
         net.blocks[-1].pool = nn.AdaptiveAvgPool3d(1)  # at its own size, its window is all there is
         net.blocks[-1].activation = None
         yield case(name, net, wanted, clips((8, 64), (6, 48)))
-    for name, alpha, kernel in (("slowfast_r50_8x8", 4, 7), ("slowfast_r50_4x16", 8, 5)):
+    for name, alpha, kernel in (("slowfast_r50", 4, 7), ("slowfast_r50_4x16", 8, 5)):
         net = create_slowfast(
             model_num_class=CLASSES,
             slowfast_fusion_conv_kernel_size=(kernel, 1, 1),

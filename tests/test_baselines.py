@@ -30,7 +30,7 @@ POOLED = {"temporal_pool": True}
         ("slow_r50", {}, 8, 224, "32.45", "41.74"),
         ("c2d_r50", POOLED, 8, 224, "24.33", "19.49"),
         ("i3d_r50", {}, 8, 224, "28.04", "28.41"),
-        ("slowfast_r50_8x8", {}, 32, 224, "34.57", "50.31"),
+        ("slowfast_r50", {}, 32, 224, "34.57", "50.31"),
         ("r2plus1d_r50", {}, 16, 224, "28.11", "57.53"),
         ("csn_r101", {}, 32, 224, "22.21", "56.47"),
         ("r3d_18", {}, 16, 112, "33.37", "40.70"),
@@ -85,7 +85,7 @@ def _assert_equal_outputs(model: torch.nn.Module, golden: dict[str, Any]) -> Non
         ("slow_r50", {}),
         ("c2d_r50", POOLED),
         ("i3d_r50", {}),
-        ("slowfast_r50_8x8", {}),
+        ("slowfast_r50", {}),
         ("slowfast_r50_4x16", {}),
         ("csn_r101", {}),
         ("r2plus1d_r50", {}),
@@ -154,7 +154,7 @@ def test_other_weights_are_refused() -> None:
 
 
 def test_slowfast_splits_the_clip_by_strides() -> None:
-    model = create_model("slowfast_r50_8x8", width=0.125, num_classes=3).eval()
+    model = create_model("slowfast_r50", width=0.125, num_classes=3).eval()
     clip = torch.randn(1, 3, 16, 32, 32)
     slow, fast = model.stem(clip)
     assert (slow.shape[2], fast.shape[2]) == (4, 16)
@@ -169,7 +169,7 @@ def test_slowfast_splits_the_clip_by_strides() -> None:
 @pytest.mark.parametrize("options", [{"alpha": 0}, {"beta": 0.0}, {"lateral_time": 4}])
 def test_slowfast_refuses(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="alpha must be at least 1"):
-        create_model("slowfast_r50_8x8", **options)
+        create_model("slowfast_r50", **options)
 
 
 def test_slowfast_channel_ratio() -> None:

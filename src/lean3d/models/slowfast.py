@@ -144,7 +144,7 @@ FAST_BLOCKS: Sequence[Block] = (partial(bottleneck, time=3),) * 4
 
 
 @register_model(sampling_rate=2, size=224)
-def slowfast_r50_8x8(
+def slowfast_r50(
     *,
     num_classes: int = 400,
     num_frames: int = 32,
@@ -155,7 +155,7 @@ def slowfast_r50_8x8(
     beta: float = 0.125,
     lateral_time: int = 7,
 ) -> VideoNet:
-    """SlowFast-50, 8x8: the slow pathway sees 8 frames of 32, 8 frames of the video apart.
+    """SlowFast-50 8x8: the slow pathway sees 8 frames of 32, 8 frames of the video apart.
 
     Args:
         alpha: frame ratio, fast to slow.
@@ -179,7 +179,7 @@ def slowfast_r50_4x16(
     beta: float = 0.125,
     lateral_time: int = 5,
 ) -> VideoNet:
-    """SlowFast-50, 4x16: the slow pathway sees 4 frames of 32, 16 frames of the video apart.
+    """SlowFast-50 4x16: the slow pathway sees 4 frames of 32, 16 frames of the video apart.
 
     Args:
         alpha: frame ratio, fast to slow.

@@ -118,7 +118,7 @@ def _recognise(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     arguments: dict[str, Any] = {"num_classes": classes[0], "in_channels": stem[0].shape[1]}
     if "blocks.0.multipathway_fusion.conv_fast_to_slow.weight" in state:
         lateral = state["blocks.0.multipathway_fusion.conv_fast_to_slow.weight"].shape[2]
-        return "slowfast_r50_8x8" if lateral == 7 else "slowfast_r50_4x16", arguments
+        return "slowfast_r50" if lateral == 7 else "slowfast_r50_4x16", arguments
     if "blocks.0.conv.conv_t.weight" in state:
         return "x3d_m", arguments
     if "blocks.1.res_blocks.0.branch2.conv_b.conv_t.weight" in state:
