@@ -125,6 +125,10 @@ def test_version(lean3d):
         (["models", "smalbig50"], "no model matches 'smalbig50': did you mean smallbig50"),
         (["recipes", "ligth"], "did you mean light?"),
         (["report", "nowhere"], "there is no run at nowhere"),
+        (["bench", "c3d"], "measures no time: lean3d bench c3d --cost"),
+        (["bench", "--cost"], "which net?"),
+        (["bench", "c3d", "--cost", "--tiles", "1"], "whole numbers above 1"),
+        (["convert", "smallbig", "nothing.pth"], "no file at nothing.pth"),
         (["demo", "--minutes", "0"], "a demo needs minutes above 0"),
     ],
 )
@@ -248,6 +252,15 @@ def test_eval_takes_views_and_data_from_the_training(run):
     results = json.loads((run / "results.json").read_text())
     assert results["views"] == dataclasses.asdict(get_recipe("light").test)
     assert results["data"]["split"] == "val"
+
+
+def test_eval_of_an_ensemble_names_each_models_accuracy(lean3d, run, clips, tmp_path):
+    done = lean3d("eval", run, clips, "--with", run, run / "model.safetensors", "--out", tmp_path)
+    assert done.status == 0, done.err
+    alone = json.loads((run / "results.json").read_text())["metrics"]["top1"]
+    assert done.words.count(f"{alone:.4f}") >= 4 and f"mean of scores {alone:.4f}" in done.words
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert len(written["ensemble"]) == 3 and written["metrics"]["top1"] == alone
 
 
 def test_many_classes_are_shortened_to_the_worst(capsys):

@@ -18,6 +18,7 @@ from lean3d.data.loader import Batch
 from lean3d.errors import ConfigError, DataError, TooManyBadFilesError, TrainingError
 from lean3d.evaluate import Scores, collect_scores, draw_confusion, results_from_scores
 from lean3d.models import create_model
+from lean3d.report import write_report
 from video_files import broken_files, moving_frames, write_video
 
 CLASSES = ("a", "b", "c")
@@ -129,6 +130,25 @@ def test_the_parts_of_several_processes_give_the_result_of_one():
     assert results_from_scores(merged, CLASSES).metrics() == results_from_scores(whole, CLASSES).metrics()
 
 
+def test_an_ensemble_is_the_mean_of_the_scores_of_videos_that_all_have():
+    first = Scores(
+        torch.tensor([0, 1, 3]),
+        torch.tensor([0, 1, 2]),
+        torch.tensor([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.0, 0.4, 0.6]]),
+    )
+    second = Scores(
+        torch.tensor([3, 2, 1]),
+        torch.tensor([2, 0, 1]),
+        torch.tensor([[0.2, 0.6, 0.2], [1.0, 0.0, 0.0], [0.1, 0.9, 0.0]]),
+        (BadFile("0.mp4", "empty"),),
+    )
+    mean = Scores.average([first, second])
+    assert mean.indices.tolist() == [1, 3] and mean.labels.tolist() == [1, 2]
+    torch.testing.assert_close(mean.probabilities, torch.tensor([[0.3, 0.6, 0.1], [0.1, 0.5, 0.4]]))
+    assert mean.bad == second.bad
+    assert results_from_scores(mean, CLASSES).top1 == 0.5
+
+
 def test_scores_that_are_not_numbers_are_an_error():
     with pytest.raises(TrainingError, match="not finite"):
         evaluate.evaluate(Table(torch.tensor([[float("nan"), 0.0, 0.0]])), [batch([[0]], [0])], CLASSES)
@@ -228,3 +248,48 @@ def test_eval_refuses_classes_that_the_model_does_not_know(run_folder, tmp_path)
         write_video(tmp_path / "data" / label / "1.mp4", moving_frames(8, 40, 48))
     with pytest.raises(DataError, match="no class unknown"):
         evaluate.run(run_folder, data={"root": str(tmp_path / "data")}, split="all", out=tmp_path, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def other_run(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another net for longer and larger clips, whose classes come in another order."""
+    folder = tmp_path_factory.mktemp("other")
+    torch.manual_seed(1)
+    model = create_model("c2d_r18", num_classes=4, num_frames=6, sampling_rate=1, width=0.125, size=40)
+    return checkpoint.save_model(folder / "model.safetensors", model, ("a", "b", "never seen", "c"), {})
+
+
+def test_an_ensemble_averages_checkpoints_with_clips_of_their_own(run_folder, other_run, tmp_path):
+    options = {"out": tmp_path, "quiet": True, "device": "cpu"}
+    first = evaluate.run(run_folder, **options)
+    data = json.loads((tmp_path / "results.json").read_text())["data"]["config"]
+    second = evaluate.run(other_run, data=data, views=ViewsConfig(2, 1), **options)
+    both = evaluate.run(run_folder, [other_run], **options)
+    columns = [second.classes.index(name) for name in first.classes]
+    expected = (first.scores.probabilities + second.scores.probabilities[:, columns]) / 2
+    torch.testing.assert_close(both.scores.probabilities, expected)
+    assert both.num_videos == 9 and both.bad == first.bad
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["metrics"] == both.metrics()
+    assert [member["path"] for member in written["ensemble"]] == [
+        str(run_folder / "model.safetensors"),
+        str(other_run),
+    ]
+    assert [member["model"]["arguments"]["num_frames"] for member in written["ensemble"]] == [4, 6]
+    own = [member["metrics"]["top1"] for member in written["ensemble"]]
+    assert own == [pytest.approx(first.top1), pytest.approx(second.top1)]
+    page = write_report(tmp_path).read_text()
+    assert "c3d_light (width 0.125) + c2d_r18 (width 0.125)" in page
+    assert all(member["sha256"][:16] in page for member in written["ensemble"])
+
+
+def test_results_of_an_ensemble_leave_those_of_its_first_model_alone(run_folder, other_run):
+    evaluate.run(run_folder, [other_run], quiet=True, device="cpu")
+    assert (run_folder / "ensemble" / "results.json").is_file() and not (run_folder / "results.json").exists()
+
+
+def test_an_ensemble_of_other_classes_is_refused(run_folder, tmp_path):
+    model = create_model("c2d_r18", num_classes=2, num_frames=4, width=0.125, size=32)
+    file = checkpoint.save_model(tmp_path / "other.safetensors", model, ("a", "dog"), {})
+    with pytest.raises(ConfigError, match=r"same classes.*other\.safetensors lacks c, b, never seen and has dog"):
+        evaluate.run(run_folder, [file], quiet=True, out=tmp_path)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lean3d.config import TrainConfig, from_dict
+from lean3d.config import InputSpec, TrainConfig, from_dict
 from lean3d.errors import CheckpointError, ConfigError, UnknownModelError
 from lean3d.models import VideoNet, model_from_spec
 from lean3d.version import __version__
@@ -122,6 +122,8 @@ def load(path: str | Path) -> Checkpoint:
         )
     try:
         model = model_from_spec(header["model"])
+        if "input" in header:  # weights that others trained may want another mean and deviation
+            model.input_spec = from_dict(InputSpec, header["input"], "input.")
     except UnknownModelError as error:
         raise CheckpointError(
             f"{path} holds a model that this lean3d does not have ({error}). It was written by lean3d "

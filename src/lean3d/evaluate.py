@@ -3,6 +3,7 @@
     loader -> views (N, V, C, T, h, w) -> model -> softmax -> mean over V -> Scores -> Results -> results.json, pictures
 
 `collect_scores` is one process's part; `Scores.merge` joins the parts of several, and `results_from_scores` counts.
+An ensemble is the mean of several models' scores (`Scores.average`), each model on clips as it wants them.
 """
 
 from __future__ import annotations
@@ -64,6 +65,22 @@ class Scores:
             torch.cat([part.labels for part in parts])[places],
             torch.cat([part.probabilities for part in parts])[places],
             tuple(dict.fromkeys(file for part in parts for file in part.bad)),
+        )
+
+    @classmethod
+    def average(cls, models: Sequence[Scores]) -> Scores:
+        """The mean of several models' probabilities, for the videos that each of them has; rows in order of index."""
+        common = set.intersection(*(set(model.indices.tolist()) for model in models))
+        ordered = [model.indices.argsort() for model in models]
+        kept = [
+            order[[index in common for index in model.indices[order].tolist()]]
+            for model, order in zip(models, ordered, strict=True)
+        ]
+        return cls(
+            models[0].indices[kept[0]],
+            models[0].labels[kept[0]],
+            torch.stack([model.probabilities[rows] for model, rows in zip(models, kept, strict=True)]).mean(0),
+            tuple(dict.fromkeys(file for model in models for file in model.bad)),
         )
 
 
@@ -236,6 +253,7 @@ def results_from_scores(scores: Scores, classes: Sequence[str]) -> Results:
 
 def run(
     checkpoint: str | Path,
+    others: Sequence[str | Path] = (),
     *,
     data: Mapping[str, Any] | None = None,
     split: Split | None = None,
@@ -249,18 +267,22 @@ def run(
 ) -> Results:
     """Test a checkpoint on its recipe's data, or on other data, and write down how it did.
 
-    Writes into `out`: `results.json` (the metrics, every video's scores, and what is needed to repeat the test),
-    `per_class.csv`, `confusion.png`.
+    With `others` it is an ensemble that is tested: the mean of all checkpoints' scores, each on clips of its own
+    length, distance and size. Data and views are the first one's.
+
+    Writes into `out`: `results.json` (the metrics, every video's scores, and what is needed to repeat the test; of an
+    ensemble also each checkpoint's own metrics), `per_class.csv`, `confusion.png`.
 
     Args:
         checkpoint: A `.safetensors` file of lean3d, or a run folder.
+        others: Further ones, of the same classes in any order.
         data: Fields of `DataConfig` that differ from the recipe's, for example ``{"root": "other/videos"}``.
         split: What to test on; default: test where there is such a split, else val.
         views: Clips and crops of each video; default: the recipe's.
         batch_size: Largest number of videos loaded at once.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
         precision: bf16 and fp16 are mixed precision.
-        out: The folder to write into; default: where the checkpoint's file lies.
+        out: The folder to write into; default: see `results_folder`.
         command: What was typed; default: this process's arguments.
         quiet: No progress bar.
 
@@ -268,50 +290,63 @@ def run(
         The metrics, with everything they were counted from.
 
     Raises:
-        CheckpointError: The checkpoint is missing or damaged.
-        ConfigError: A field of `data` is unknown, or the checkpoint has no recipe and `data` has no root.
+        CheckpointError: A checkpoint is missing or damaged.
+        ConfigError: A field of `data` is unknown, the checkpoint has no recipe and `data` has no root, or the
+            checkpoints have different classes.
         DataError: The split is empty, or has classes that the model does not know.
         TooManyBadFilesError: More files than `max_bad_share` can't be decoded.
     """
-    loaded = checkpoints.load(checkpoint)
-    recipe = loaded.recipe
+    members = [checkpoints.load(path) for path in (checkpoint, *others)]
+    first = members[0]
+    classes, recipe = first.classes, first.recipe
+    for member in members[1:]:
+        _check_same_classes(first, member)
     config = _data_config(None if recipe is None else recipe.data, data or {})
     views = views or (recipe.test if recipe else ViewsConfig())
     manifest = read_manifest(config)
     split, clips = _select(manifest, split)
-    clips = _relabel(clips, manifest.classes, loaded.classes)
+    clips = _relabel(clips, manifest.classes, classes)
 
     where = _device(device)
-    model = loaded.model.to(where)
-    loader = test_loader(clips, config, model.input_spec, views, batch_size=batch_size, pin_memory=where.type == "cuda")
-    scores = collect_scores(
-        model,
-        loader,
-        len(loaded.classes),
-        device=where,
-        precision=precision,
-        bad_files=BadFileLog(len(clips), config.max_bad_share),
-        quiet=quiet,
-    )
-    results = results_from_scores(scores, loaded.classes)
+    parts = []
+    for member in members:
+        spec = member.model.input_spec
+        scores = collect_scores(
+            member.model.to(where),
+            test_loader(clips, config, spec, views, batch_size=batch_size, pin_memory=where.type == "cuda"),
+            len(classes),
+            device=where,
+            precision=precision,
+            bad_files=BadFileLog(len(clips), config.max_bad_share),
+            quiet=quiet,
+        )
+        columns = [member.classes.index(name) for name in classes]
+        parts.append(dataclasses.replace(scores, probabilities=scores.probabilities[:, columns]))
+    results = results_from_scores(Scores.average(parts) if others else parts[0], classes)
 
-    file = Path(loaded.path)
-    write_results(
-        Path(out) if out is not None else file.parent,
-        results,
-        [clip.path for clip in clips],
-        {
-            "command": command or shlex.join(sys.argv),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "checkpoint": {"path": str(file.resolve()), "sha256": _sha256(file), "model": loaded.metadata["model"]},
-            "data": {"config": to_dict(config), "split": split, "digest": manifest.digest(), "source": manifest.source},
-            "views": to_dict(views),
-            "precision": precision,
-            "device": str(where),
-            "versions": _versions(),
-        },
-    )
+    about: dict[str, Any] = {
+        "command": command or shlex.join(sys.argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "checkpoint": _describe(first),
+        "data": {"config": to_dict(config), "split": split, "digest": manifest.digest(), "source": manifest.source},
+        "views": to_dict(views),
+        "precision": precision,
+        "device": str(where),
+        "versions": _versions(),
+    }
+    if others:
+        about["ensemble"] = [
+            {**_describe(member), "metrics": results_from_scores(scores, classes).metrics()}
+            for member, scores in zip(members, parts, strict=True)
+        ]
+    folder = Path(out) if out is not None else results_folder(first.path, others)
+    write_results(folder, results, [clip.path for clip in clips], about)
     return results
+
+
+def results_folder(checkpoint: Path, others: Sequence[str | Path] = ()) -> Path:
+    """Where results go by default: beside the checkpoint's file; those of an ensemble in a folder `ensemble` there."""
+    return checkpoint.parent / "ensemble" if others else checkpoint.parent
 
 
 def write_results(folder: str | Path, results: Results, paths: Sequence[str], about: Mapping[str, Any]) -> None:
@@ -417,6 +452,30 @@ def _relabel(clips: Sequence[Clip], classes: Sequence[str], known: Sequence[str]
         raise DataError(f"the model has no class {', '.join(unknown[:5])}; its classes are {', '.join(known[:20])}")
     place = {label: known.index(name) for label, name in enumerate(classes)}
     return tuple(dataclasses.replace(clip, label=place.get(clip.label, -1)) for clip in clips)
+
+
+def _check_same_classes(first: checkpoints.Checkpoint, other: checkpoints.Checkpoint) -> None:
+    """Refuse an ensemble of models whose scores are of different things."""
+    lacks = [name for name in first.classes if name not in other.classes]
+    more = [name for name in other.classes if name not in first.classes]
+    if lacks or more:
+        differences = [
+            f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for what, names in (("lacks", lacks), ("has", more))
+            if names
+        ]
+        raise ConfigError(
+            f"an ensemble needs models of the same classes: against {first.path}, {other.path} "
+            f"{' and '.join(differences)}"
+        )
+
+
+def _describe(member: checkpoints.Checkpoint) -> dict[str, Any]:
+    return {
+        "path": str(member.path.resolve()),
+        "sha256": _sha256(member.path),
+        "model": member.metadata["model"],
+    }
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from lean3d.config import (
     ModelConfig,
     OptimConfig,
     RunConfig,
+    Scalar,
     ViewsConfig,
 )
 
@@ -64,19 +65,23 @@ class Train:
 class Eval:
     """Test a trained model: accuracies, a table by class, a confusion picture, results.json.
 
-    Defaults below that have to do with data and views are those of the model's own training.
+    Defaults below that have to do with data and views are those of the model's own training. An ensemble, here of nets
+    with 8 and 16 frames: lean3d eval runs/8f --with runs/16f
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN|FILE")]
     """A run's folder, or a .safetensors file."""
     root: Annotated[Positional[str | None], arg(metavar="[DATA]", help_behavior_hint="")] = None
     """Other data than the model was trained on: a folder or an annotation file."""
+    others: Annotated[tuple[str, ...], arg(name="with", metavar="RUN ...", help_behavior_hint="")] = ()
+    """Further models of the same classes: tested is the mean of all scores, and each model by itself."""
     split: Annotated[
         Literal["train", "val", "test", "all"] | None, arg(metavar="{train,val,test,all}", help_behavior_hint="")
     ] = None
     """What to test on (default: test where there is such a split, else val)."""
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """The folder for results.json, per_class.csv and confusion.png (default: beside the model)."""
+    """The folder for results.json, per_class.csv and confusion.png (default: beside the model, and of an ensemble a
+    folder `ensemble` beside the first)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -105,6 +110,57 @@ class Predict:
     """Frames from one window's start to the next (default: windows touch)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Make weights that others published a checkpoint of lean3d, which eval, predict and train --init.weights take.
+
+    Which net it is, is found from the weights. smallbig: what SmallBigNet's code saved. pytorchvideo: its hub's models.
+    """
+
+    source: Annotated[Positional[Literal["smallbig", "pytorchvideo"]], arg(metavar="smallbig|pytorchvideo")]
+    """Whose weights."""
+    file: Annotated[Positional[str], arg(metavar="FILE")]
+    """What torch.save wrote (.pth, .pt, .pyth; no code in it is run), or .safetensors."""
+    out: Annotated[str | None, arg(metavar="FILE.safetensors", help_behavior_hint="")] = None
+    """The checkpoint to write (default: beside FILE, as NAME.lean3d.safetensors)."""
+    model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Which model it is, where several have the same weights: x3d_xs, x3d_s or x3d_m."""
+    num_frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Frames in the clips that it was trained on; weights don't tell (default: the model's)."""
+    sampling_rate: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Distance between two of them, in frames of the video (default: the model's)."""
+    labels: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The classes' names in order: one a line, or JSON (default: their numbers)."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Count what nets cost: weights, multiply-accumulates (MACs), and multiplications with the fast algorithms.
+
+    Counted is one clip, for the default number of classes or, of a trained model, its own. Nothing is computed, so it
+    takes a moment and no memory. Convolutions take F(m, r) along an axis where that saves multiplications.
+    """
+
+    nets: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL|RUN|FILE ...", help_behavior_hint="")]
+    """Names or patterns of models ('smallbig*', in quotes), runs' folders, checkpoints."""
+    cost: bool = False
+    """Count weights and work: so far the only thing that bench measures, so it has to be said."""
+    layers: bool = False
+    """Each layer's kernel, weights, work and algorithm, too."""
+    json: bool = False
+    """Print one line of JSON in place of tables."""
+    tiles: Annotated[str, arg(metavar="M,...")] = "2,4"
+    """The m of the F(m, r) that a convolution may use; 2 alone is as exact as the direct form."""
+    num_frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Frames in the clip (default: the model's)."""
+    size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH", help_behavior_hint="")] = None
+    """Height and width of the clip (default: the model's)."""
+    options: Annotated[dict[str, Scalar], arg(metavar="NAME VALUE ...", help_behavior_hint="")] = field(
+        default_factory=dict
+    )
+    """Arguments of the models, as in `lean3d models NAME`: --options expansion 0.75 num_classes 174."""
 
 
 @dataclass(frozen=True)

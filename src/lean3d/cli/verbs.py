@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lean3d import recipes
 from lean3d.cli import show
-from lean3d.cli.arguments import Demo, Doctor, Eval, Models, Predict, Recipes, Report, Train, parse
+from lean3d.cli.arguments import Bench, Convert, Demo, Doctor, Eval, Models, Predict, Recipes, Report, Train, parse
 from lean3d.cli.show import out
 from lean3d.config import TrainConfig, to_dict, to_json
 from lean3d.errors import ConfigError, DecodeError, did_you_mean
@@ -57,20 +57,26 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parse(Eval, argv, dataclasses.replace(args, views=recipe.test, data=recipe.data))
     before = to_dict(recipe.data)
     changes = {key: value for key, value in to_dict(args.data).items() if value != before[key]}
+    folder = Path(args.out) if args.out else room.results_folder(found.path, args.others)
     results = room.run(
         args.run,
+        args.others,
         data=changes | ({"root": args.root} if args.root else {}),
         split=args.split,
         views=args.views,
         batch_size=args.batch_size,
         device=args.device,
         precision=args.precision,
-        out=args.out,
+        out=folder,
         command=shlex.join(["lean3d", "eval", *argv]),
     )
-    folder = Path(args.out) if args.out else found.path.parent
-    split = json.loads((folder / "results.json").read_text(encoding="utf-8"))["data"]["split"]
-    show.results(results, split)
+    written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    show.results(results, written["data"]["split"])
+    if args.others:
+        out.print()
+        members = zip((args.run, *args.others), written["ensemble"], strict=True)
+        rows = [(name, f"{member['metrics']['top1']:.4f}") for name, member in members]
+        show.pairs("of the ensemble", "top-1", [*rows, ("mean of scores", f"{results.top1:.4f}")])
     out.print(f"\nresults    {folder / 'results.json'}\nconfusion  {folder / 'confusion.png'}", soft_wrap=True)
     return 0
 
@@ -137,6 +143,60 @@ def models(argv: Sequence[str]) -> int:
     if names == [args.pattern]:
         out.print()
         show.pairs("argument", "default", ((name, str(value)) for name, value in model_arguments(args.pattern).items()))
+    return 0
+
+
+def bench(argv: Sequence[str]) -> int:
+    """Count nets."""
+    args = parse(Bench, argv)
+    if not args.cost:
+        words = shlex.join(args.nets) or "c3d c3d_light"
+        raise ConfigError(f"bench counts weights and work so far, it measures no time: lean3d bench {words} --cost")
+    from lean3d import bench as room
+
+    tiles = room.parse_tiles(args.tiles)
+    nets = room.measure(args.nets, tiles=tiles, num_frames=args.num_frames, size=args.size, options=args.options)
+    if args.json:
+        print(room.to_json(nets, tiles, layers=args.layers))
+        return 0
+    if args.layers:
+        for net in nets:  # wider than most terminals, so not rich's to break
+            print(f"{net.name}\n{net.cost}\n")
+    out.print(room.cost_table(nets))
+    if len(nets) > 1:
+        out.print()
+        out.print(room.ratio_table(nets))
+    out.print(
+        "\nFor one clip. Weights: all parameters. GMACs: multiply-accumulates of convolutions and matrix products. "
+        f"fast: multiplications, each axis by F(m, r) with m in {{{', '.join(map(str, tiles))}}} where that saves any.",
+        style="dim",
+    )
+    return 0
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Make published weights a checkpoint."""
+    args = parse(Convert, argv)
+    from lean3d import convert as room
+
+    done = room.run(
+        args.source,
+        args.file,
+        out=args.out,
+        model=args.model,
+        num_frames=args.num_frames,
+        sampling_rate=args.sampling_rate,
+        labels=args.labels,
+    )
+    path = shlex.quote(str(done.path))
+    out.print(f"found     {done}", soft_wrap=True, markup=False)
+    if args.labels is None:
+        out.print("classes   named by their numbers; --labels FILE gives them names", soft_wrap=True)
+    out.print(f"\nmodel     {done.path}\ntest it   lean3d eval {path} DATA", soft_wrap=True)
+    out.print(f"use it    lean3d predict {path} VIDEO", soft_wrap=True)
+    out.print(
+        f"tune it   lean3d train DATA --model.name {done.model.spec['name']} --init.weights {path}", soft_wrap=True
+    )
     return 0
 
 

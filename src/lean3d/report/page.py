@@ -13,7 +13,7 @@ from typing import Any
 from lean3d.errors import CheckpointError, ConfigError, DecodeError
 from lean3d.report.charts import line_chart
 from lean3d.report.clips import Video, choose, data_uri, is_right, small_mp4
-from lean3d.report.run import Run, read_run
+from lean3d.report.run import Run, read_run, tested
 from lean3d.version import __version__
 
 CELLS = 30
@@ -302,13 +302,14 @@ def _repeat(run: Run) -> str:
         text = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
         parts.append(f"<p>Versions: {escape(text)}.</p>")
     if run.results:
-        digest, where = run.results["data"]["digest"], run.results["checkpoint"]
+        digest = run.results["data"]["digest"]
+        files = ", ".join(f"<code>{member['sha256'][:16]}</code>" for member in tested(run.results))
         views = run.results["views"]
         parts.append(
             f"<p>Test: {views['num_clips']} clips x {views['num_crops']} crops of each video, on "
             f"{escape(run.results['device'])}, {escape(run.results['precision'])}, {escape(run.results['date'])}. "
             f"Digest of the data's list <code>{digest[:16]}</code>, of the model's file "
-            f"<code>{where['sha256'][:16]}</code>.</p>"
+            f"{files}.</p>"
         )
     if run.config:
         text = escape(json.dumps(run.config, indent=2))

@@ -26,24 +26,30 @@ class Run:
     results: dict[str, Any] | None
     starts: list[dict[str, Any]]
     training_bad: int | None
-    spec: dict[str, Any] | None
+    specs: list[dict[str, Any]]
+    """The model, or those of an ensemble."""
 
     @property
     def name(self) -> str:
-        """The model, with its width where that is not 1."""
-        if self.spec is None:
-            return self.folder.name
-        width = self.spec["arguments"].get("width", 1)
-        return self.spec["name"] + ("" if width == 1 else f" (width {width:g})")
+        """The model, with its width where that is not 1; an ensemble's are joined."""
+        return " + ".join(map(_name, self.specs)) or self.folder.name
 
     @property
     def cost(self) -> Cost | None:
-        """What the model costs; None where it is not known, as when it is not one of the zoo's."""
+        """What the model costs, an ensemble all in all; None where that is not known, as of a model not in the zoo."""
         try:
             with torch.device("meta"):
-                return cost(model_from_spec(self.spec)) if self.spec else None
+                prices = [cost(model_from_spec(spec)) for spec in self.specs]
         except Lean3dError:
             return None
+        if not prices:
+            return None
+        return Cost(
+            weights=sum(price.weights for price in prices),
+            macs=sum(price.macs for price in prices),
+            multiplications=sum(price.multiplications for price in prices),
+            layers=tuple(layer for price in prices for layer in price.layers),
+        )
 
     def epochs(self, key: str) -> list[tuple[float, float]]:
         """A number's course, as points (epochs done, value)."""
@@ -64,10 +70,10 @@ def read_run(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise CheckpointError(f"there is no run at {folder}")
     results = _json(folder / "results.json")
-    spec = results["checkpoint"]["model"] if results else None
-    if spec is None and (folder / "model.safetensors").is_file():
+    specs = [member["model"] for member in tested(results)] if results else []
+    if not specs and (folder / "model.safetensors").is_file():
         header, _ = read_file(folder / "model.safetensors")
-        spec = header["model"] if header else None
+        specs = [header["model"]] if header else []
     metrics = folder / "metrics.jsonl"
     rows = []
     for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
@@ -83,8 +89,18 @@ def read_run(folder: str | Path) -> Run:
         results=results,
         starts=_json(folder / "environment.json") or [],
         training_bad=len(list(csv.reader(bad.read_text(encoding="utf-8").splitlines()))) - 1 if bad.is_file() else None,
-        spec=spec,
+        specs=specs,
     )
+
+
+def tested(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The checkpoints that a test was of: one, or an ensemble's."""
+    return results.get("ensemble") or [results["checkpoint"]]
+
+
+def _name(spec: dict[str, Any]) -> str:
+    width = spec["arguments"].get("width", 1)
+    return spec["name"] + ("" if width == 1 else f" (width {width:g})")
 
 
 def _json(path: Path) -> Any:
