@@ -181,6 +181,37 @@ def test_dry_run_shows_the_plan_and_writes_nothing(lean3d, clips, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_without_data_shows_all_but_the_counts(lean3d, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = lean3d("train", "k400-smallbig50", "--dry-run", "--init.weights", "r50.pth")
+    assert plan(done).model == get_recipe("k400-smallbig50").model
+    for words in (
+        "missing: needed is train, val and test lists of 'path label'",
+        "smallbig50 for 400 classes, 24.4M weights, 52 GMACs a clip",
+        "r50.pth (missing)",
+        "8 frames, 8 apart in the video, 224 x 224 pixels",
+        "multi-scale crops, 1, 0.875, 0.75, 0.66 of the short side, flips",
+        "SGD with Nesterov's momentum 0.9, learning rate 0.01 falling along a cosine to 0, no warm-up",
+        "100 epochs of batches of 64 clips",
+        "10 clips x 3 crops of each video",
+        "lean3d train k400-smallbig50 path/to/data --dry-run",
+    ):
+        assert words in done.words, words
+    assert list(tmp_path.iterdir()) == []
+    done = lean3d("train", "sthv1-smallbig50-16f", "--dry-run", "--init.train", "staged")
+    assert "for 174 classes" in done.words and "one frame from each of 16 equal parts" in done.words
+    assert "no flips" in done.words and "one stage more every 2 epochs" in done.words
+    assert "c3d_light, counted for 400 classes" in lean3d("train", "--dry-run").words
+
+
+@pytest.mark.parametrize("name", ["c3d", "smallbig18"])
+def test_dry_run_counts_what_a_recipe_does_with_the_data(lean3d, clips, name):
+    words = ("--model.name", name, "--init.train", "head", "--augment.mixup", "0.2", "--optim.ema", "0.9")
+    done = lean3d("train", clips, *TINY, *words, "--dry-run")
+    for words in ("bright 6 3 0", f"{name} for 2 classes", "the classifier alone learns", "mixup 0.2", "weights 0.9"):
+        assert words in done.words, words
+
+
 def test_a_recipe_gives_the_defaults_wherever_it_stands(lean3d, clips):
     expected = dataclasses.replace(get_recipe("smallbig").optim, batch_size=4)
     for words in (["smallbig", clips, "--optim.batch-size", "4"], ["--optim.batch-size", "4", "smallbig", clips]):

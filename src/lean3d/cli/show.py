@@ -10,9 +10,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lean3d.config import TrainConfig, to_json
-from lean3d.errors import ConfigError
-
 if TYPE_CHECKING:
     from lean3d.evaluate import Results
 
@@ -124,78 +121,3 @@ def pairs(title: str, value: str, rows: Iterable[tuple[str, str]]) -> None:
     for row in rows:
         table.add_row(*row)
     out.print(table)
-
-
-def plan(config: TrainConfig) -> None:
-    """All that a training would do.
-
-    Raises:
-        ConfigError: The training would not start.
-    """
-    import torch
-
-    from lean3d.data.manifest import read_manifest
-    from lean3d.engine import setup
-    from lean3d.models import model_from_config
-    from lean3d.models.cost import cost
-
-    manifest = read_manifest(config.data)
-    clips = manifest.select("train")
-    labelled = sum(clip.label >= 0 for clip in clips)
-    with torch.device("meta"):
-        model = model_from_config(config.model, len(manifest.classes))
-    setup.check(config, config.run.devices * config.run.num_nodes)
-    steps = labelled // config.optim.batch_size
-    price, spec = cost(model), model.input_spec
-
-    table = Table("class", "train", "val", "test", box=None, pad_edge=False, header_style="bold")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    counts = {
-        split: torch.bincount(
-            torch.tensor([c.label for c in manifest.select(split) if c.label >= 0], dtype=torch.int64),
-            minlength=len(manifest.classes),
-        ).tolist()
-        for split in ("train", "val", "test")
-    }
-    for label, name in list(enumerate(manifest.classes))[:MANY_CLASSES]:
-        table.add_row(name, *(str(counts[split][label]) for split in counts))
-    if len(manifest.classes) > MANY_CLASSES:
-        table.add_row(f"... and {len(manifest.classes) - MANY_CLASSES} more classes")
-    table.add_section()
-    table.add_row(f"all {len(manifest.classes)}", *(str(sum(counts[split])) for split in counts), style="bold")
-
-    plan = Table(box=None, show_header=False, pad_edge=False)
-    plan.add_column(style="bold", no_wrap=True)
-    plan.add_column(overflow="fold")
-    plan.add_row("recipe", config.recipe)
-    plan.add_row("data", manifest.source)
-    plan.add_row(
-        "model",
-        f"{config.model.name}, {price.weights / 1e6:.3g}M weights, {price.macs / 1e9:.3g} GMACs a clip "
-        f"({price.multiplications / 1e9:.3g} G multiplications with the fast algorithm)",
-    )
-    plan.add_row(
-        "clip",
-        f"{spec.num_frames} frames, {spec.sampling_rate} apart in the video, {spec.size[0]} x {spec.size[1]} pixels, "
-        f"{'grey' if spec.channels == 1 else 'RGB'}",
-    )
-    plan.add_row(
-        "steps",
-        f"{steps} an epoch of {config.optim.batch_size} clips each, {config.optim.epochs} epochs, "
-        f"{steps * config.optim.epochs} in all"
-        + (f", fewer to end within {config.run.max_minutes:g} minutes" if config.run.max_minutes else ""),
-    )
-    plan.add_row("run folder", str(setup.run_folder(config)))
-    out.print("[bold]config[/bold]")
-    out.print(to_json(config), markup=False)
-    out.print()
-    out.print(table)
-    out.print()
-    out.print(plan)
-    if not steps:
-        raise ConfigError(
-            f"the training split has {labelled} labelled clips, less than one batch of {config.optim.batch_size}; "
-            "choose a smaller --optim.batch-size"
-        )
-    out.print("\nThis was a dry run: nothing is written. Leave --dry-run out to train.", style="green")

@@ -14,6 +14,7 @@ from pathlib import Path
 from lean3d import recipes
 from lean3d.cli import show
 from lean3d.cli.arguments import Bench, Convert, Demo, Doctor, Eval, Models, Predict, Recipes, Report, Train, parse
+from lean3d.cli.plan import plan
 from lean3d.cli.show import out
 from lean3d.config import TrainConfig, to_dict, to_json
 from lean3d.errors import ConfigError, DecodeError, did_you_mean
@@ -34,14 +35,14 @@ def train(argv: Sequence[str]) -> int:
     if recipe != assumed:  # the recipe came after an option
         args = parse(Train, argv, _train_defaults(recipe))
     data = dataclasses.replace(args.data, root=root) if root else args.data
-    if not data.root:
+    if not data.root and not args.dry_run:
         raise ConfigError(
             "which data? Give a folder that has a folder of clips for each class, or an annotation file: "
             f"lean3d train {recipe} path/to/clips"
         )
     config = TrainConfig(recipe, args.model, data, args.augment, args.optim, args.init, args.test, args.run)
     if args.dry_run:
-        show.plan(config)
+        plan(config)
         return 0
     return _fit(config)
 

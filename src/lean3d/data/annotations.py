@@ -506,3 +506,6 @@ EXPECTED = {
     "ucf101": "classInd.txt with trainlist01.txt and testlist01.txt",
     "hmdb51": "<class>_test_split1.txt for each class",
 }
+
+PUBLISHED_CLASSES = {"kinetics": 400, "something": 174, "jester": 27, "ucf101": 101, "hmdb51": 51}
+"""Classes of the data sets of those formats (of Kinetics the first, of Something-Something both versions)."""
