@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lean3d import checkpoint
 from lean3d.errors import ConfigError
 from lean3d.models import VideoNet, cost, create_model, list_models, model_arguments, model_from_spec, model_summary
 
@@ -84,6 +86,22 @@ def test_spec_rebuilds_the_model(model: VideoNet) -> None:
     clip = torch.randn(1, 3, *CLIPS[0])
     with torch.inference_mode():
         assert torch.equal(twin(clip), model(clip))
+
+
+def test_a_trained_step_comes_back_from_a_file(model: VideoNet, tmp_path: Path) -> None:
+    """One step of training, saved and loaded: the same scores at several lengths and sizes."""
+    trained = model_from_spec(model.spec).train()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3)
+    F.cross_entropy(trained(torch.randn(2, 3, *CLIPS[0])), torch.tensor([1, 4])).backward()
+    optimizer.step()
+    checkpoint.save_model(tmp_path / "model.safetensors", trained, tuple("abcde"), {})
+    loaded = checkpoint.load(tmp_path)
+    assert (loaded.model.spec, loaded.model.input_spec) == (trained.spec, trained.input_spec)
+    trained.eval()
+    with torch.inference_mode():
+        for t, h, w in CLIPS:
+            clip = torch.randn(1, 3, t, h, w)
+            assert torch.equal(loaded.model(clip), trained(clip))
 
 
 def test_parts_and_classifier(model: VideoNet) -> None:
