@@ -62,10 +62,11 @@ def plan(config: TrainConfig) -> None:
     table.add_row("recipe", config.recipe + (f": {describe_recipe(config.recipe)}" if known else ""))
     where = f"[red]missing[/red]: needed is {EXPECTED.get(data.format, EXPECTED['folders'])}"
     table.add_row("data", escape(manifest.source) if manifest is not None else where)
+    fast = f"{price.multiplications / 1e9:.3g} G multiplications with the fast algorithm"
     table.add_row(
         "model",
-        f"{config.model.name}{'' if sure else ', counted'} for {num_classes} classes, "
-        f"{price.weights / 1e6:.3g}M weights, {price.macs / 1e9:.3g} GMACs a clip ({price.multiplications / 1e9:.3g} G multiplications with the fast algorithm)",
+        f"{config.model.name}{'' if sure else ', counted'} for {num_classes} classes, {price.weights / 1e6:.3g}M "
+        f"weights, {price.macs / 1e9:.3g} GMACs a clip ({fast})",
     )
     table.add_row("start", _start(config.init))
     table.add_row("clip", _clip(spec, data.sampling))
