@@ -74,14 +74,13 @@ class Eval:
     root: Annotated[Positional[str | None], arg(metavar="[DATA]", help_behavior_hint="")] = None
     """Other data than the model was trained on: a folder or an annotation file."""
     others: Annotated[tuple[str, ...], arg(name="with", metavar="RUN ...", help_behavior_hint="")] = ()
-    """Further models of the same classes: tested is the mean of all scores, and each model by itself."""
+    """Further models of the same classes, to average the scores with; DATA stand before it."""
     split: Annotated[
         Literal["train", "val", "test", "all"] | None, arg(metavar="{train,val,test,all}", help_behavior_hint="")
     ] = None
     """What to test on (default: test where there is such a split, else val)."""
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """The folder for results.json, per_class.csv and confusion.png (default: beside the model, and of an ensemble a
-    folder `ensemble` beside the first)."""
+    """The folder for results.json and pictures (default: beside the model; an ensemble's: ensemble/ there)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
