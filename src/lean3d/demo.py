@@ -64,18 +64,26 @@ def demo_configs(out: Path, minutes: float) -> tuple[TrainConfig, TrainConfig]:
     """
     light = TrainConfig(
         recipe="demo",
-        model=ModelConfig(name="c3d_light", num_frames=16, sampling_rate=2, size=(64, 64), width=0.25, dropout=0.2),
+        model=ModelConfig(
+            name="c3d_light",
+            num_frames=16,
+            sampling_rate=1,
+            size=(48, 48),
+            width=0.25,
+            dropout=0.1,
+            options={"stem": "conv"},
+        ),
         data=DataConfig(root=str(out / "videos"), val_share=0.1, num_workers=1),
-        augment=AugmentConfig(area=(0.7, 1.0), aspect=(0.9, 1.1), color_jitter=0.3),
+        augment=AugmentConfig(area=(0.75, 1.0), aspect=(0.9, 1.1), color_jitter=0.2),
         optim=OptimConfig(
-            lr=4e-3, weight_decay=0.02, epochs=40, batch_size=20, warmup_epochs=1.0, label_smoothing=0.05, ema=0.98
+            lr=3e-3, weight_decay=0.02, epochs=24, batch_size=16, warmup_epochs=1.0, label_smoothing=0.0, ema=0.98
         ),
         test=ViewsConfig(),
         run=RunConfig(out=str(out / "light"), max_minutes=minutes, accelerator="cpu"),
     )
     flat = dataclasses.replace(
         light,
-        model=dataclasses.replace(light.model, name="c2d_r18"),
+        model=dataclasses.replace(light.model, name="c2d_r18", options={}),
         run=dataclasses.replace(light.run, out=str(out / "flat"), max_minutes=minutes / 3),
     )
     return light, flat

@@ -62,18 +62,17 @@ def describe_recipe(name: str) -> str:
 def light() -> TrainConfig:
     """A light net on your own folder of clips, on a laptop: c3d_light, AdamW, moving average. The default."""
     return TrainConfig(
-        model=ModelConfig(name="c3d_light", width=0.5),
+        model=ModelConfig(name="c3d_light", width=0.25, dropout=0.2, options={"stem": "conv"}),
         augment=AugmentConfig(area=(0.6, 1.0), color_jitter=0.2),
         optim=OptimConfig(
             name="adamw",
-            lr=2e-3,
+            lr=3e-3,
             weight_decay=0.05,
             epochs=30,
             batch_size=16,
             warmup_epochs=2.0,
             label_smoothing=0.1,
             ema=0.99,
-            precise_bn=20,
         ),
         test=ViewsConfig(num_clips=2, num_crops=1),
     )
