@@ -221,6 +221,16 @@ def test_a_recipe_gives_the_defaults_wherever_it_stands(lean3d, clips):
         assert config.model == get_recipe("smallbig").model
 
 
+def test_options_join_those_of_the_recipe_and_go_with_its_model(lean3d, clips):
+    assert get_recipe("light").model.options == {"stem": "conv"}
+    config = plan(lean3d("train", clips, *TINY, "--model.options", "expansion", "1.0", "--dry-run"))
+    assert config.model.options == {"stem": "conv", "expansion": 1.0}
+    config = plan(lean3d("train", clips, *TINY, "--model.options", "stem", "separable", "--dry-run"))
+    assert config.model.options == {"stem": "separable"}
+    config = plan(lean3d("train", clips, *TINY, "--model.name", "c2d_r18", "--dry-run"))
+    assert config.model.options == {}
+
+
 def test_dry_run_says_when_there_are_too_few_clips(lean3d, clips):
     done = lean3d("train", clips, "--dry-run", "--optim.batch-size", "64")
     assert done.status == 2

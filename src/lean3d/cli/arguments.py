@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
@@ -27,6 +28,9 @@ T = TypeVar("T")
 def parse(cls: type[T], argv: Sequence[str], default: T | None = None) -> T:
     """The arguments in `argv`; what is not there is as in `default`. Help and errors are printed by tyro, which exits.
 
+    NAME VALUE pairs, as in ``--model.options stem conv``, join those of the default, which tyro alone would turn into
+    the only names that are accepted.
+
     Args:
         cls: One of the classes below.
         argv: The words after the verb.
@@ -36,7 +40,35 @@ def parse(cls: type[T], argv: Sequence[str], default: T | None = None) -> T:
     config = (tyro.conf.FlagCreatePairsOff,)
     if default is None:
         return tyro.cli(cls, args=argv, prog=prog, description=description, config=config)
-    return tyro.cli(cls, args=argv, prog=prog, description=description, config=config, default=default)
+    plain = _without_pairs(default)
+    return _with_pairs(
+        tyro.cli(cls, args=argv, prog=prog, description=description, config=config, default=plain), default
+    )
+
+
+def _without_pairs(config: Any) -> Any:
+    """A config, or a part of one, whose dictionaries are empty."""
+    if isinstance(config, dict):
+        return {}
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    return dataclasses.replace(
+        config, **{f.name: _without_pairs(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    )
+
+
+def _with_pairs(config: Any, default: Any) -> Any:
+    """A config whose dictionaries also hold the default's pairs; a model's options go with the model's name."""
+    if isinstance(config, dict) and isinstance(default, dict):
+        return {**default, **config}
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    if isinstance(config, ModelConfig) and isinstance(default, ModelConfig) and config.name != default.name:
+        return config
+    return dataclasses.replace(
+        config,
+        **{f.name: _with_pairs(getattr(config, f.name), getattr(default, f.name)) for f in dataclasses.fields(config)},
+    )
 
 
 @dataclass(frozen=True)
