@@ -222,11 +222,11 @@ def test_a_recipe_gives_the_defaults_wherever_it_stands(lean3d, clips):
 
 
 def test_options_join_those_of_the_recipe_and_go_with_its_model(lean3d, clips):
-    assert get_recipe("light").model.options == {"stem": "conv"}
-    config = plan(lean3d("train", clips, *TINY, "--model.options", "expansion", "1.0", "--dry-run"))
-    assert config.model.options == {"stem": "conv", "expansion": 1.0}
+    assert get_recipe("light").model.options == {"stem": "conv", "expansion": 1.0}
+    config = plan(lean3d("train", clips, *TINY, "--model.options", "trg", "none", "--dry-run"))
+    assert config.model.options == {"stem": "conv", "expansion": 1.0, "trg": "none"}
     config = plan(lean3d("train", clips, *TINY, "--model.options", "stem", "separable", "--dry-run"))
-    assert config.model.options == {"stem": "separable"}
+    assert config.model.options == {"stem": "separable", "expansion": 1.0}
     config = plan(lean3d("train", clips, *TINY, "--model.name", "c2d_r18", "--dry-run"))
     assert config.model.options == {}
 

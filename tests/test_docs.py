@@ -1,4 +1,4 @@
-"""The pages in docs/: their numbers are counted anew, and all that they name exists."""
+"""README.md and the pages in docs/: their numbers are counted anew, and all that they name exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lean3d.models import list_models
 from lean3d.recipes import list_recipes
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LARGE = re.compile(r"101|_nl|r2plus1d|smallbig50|x3d|csn|i3d|extra|tsm")
 """Nets that the other tests of costs count as well: left to the slow tests."""
 
@@ -101,7 +101,7 @@ def test_counts_equal_the_published_ones():
     assert compared >= 2 * 9 + 2 * 9 + 1
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_models_recipes_and_files_that_are_named_exist(page: Path):
     model = re.compile(r"(c3d|c2d|i3d|r3d|r2plus1d|csn|x3d|tsm|slow|slowfast|smallbig)(_?\w+)?")
     for text in code(page):
@@ -111,11 +111,11 @@ def test_models_recipes_and_files_that_are_named_exist(page: Path):
             assert (ROOT / path).is_file(), path
     for recipe in re.findall(r"\b(?:k400|sthv1|sthv2|ucf101|hmdb51|jester)-[\w-]+", page_text(page)):
         assert recipe in list_recipes(), recipe
-    for link in re.findall(r"\]\(([\w./]+\.md)\)", page_text(page)):
+    for link in re.findall(r"\]\(([\w./]+\.(?:md|png)|LICENSE)\)", page_text(page)):
         assert (page.parent / link).is_file(), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_are_understood(page: Path):
     for text in code(page):
         if not text.startswith("lean3d "):
@@ -125,13 +125,13 @@ def test_commands_are_understood(page: Path):
         if not words:
             continue
         args = parse(getattr(arguments, verb.capitalize()), words)  # leaves where an option is unknown
-        if isinstance(args, Train):
-            assert args.words[0] in list_recipes(), text
+        if isinstance(args, Train) and args.words:
+            assert "/" in args.words[0] or args.words[0] in list_recipes(), text
         if isinstance(args, Bench) and args.nets != ("NET",):
             assert all(list_models(net) for net in args.nets), text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_tests_that_are_named_exist(page: Path):
     for text in code(page):
         if not text.startswith("pytest "):
@@ -168,6 +168,7 @@ def test_the_zoo_has_every_model(capsys):
     lines = zoo_lines()
     assert [line.split("`")[1] for line in lines[2:]] == list_models(), "write it anew: lean3d models --markdown"
     assert set(printed_zoo(capsys, "c3d*")) <= set(lines)
+    assert set(lines) <= set(page_text(ROOT / "README.md").splitlines()), "the README has the same table"
 
 
 @pytest.mark.slow

@@ -442,3 +442,21 @@ def test_wrong_batches_are_described():
         mix(torch.zeros(2, 3, 4, 6, 5), torch.tensor([0, 1, 2]), seeded())
     with pytest.raises(ConfigError, match="at least 0"):
         BatchMix(-1.0, 0.0, 4)
+
+
+@pytest.mark.parametrize("shape", [(56, 80), (60, 120), (120, 60)])
+def test_smaller_test_crops_lie_in_the_middle_and_along_the_longer_side(shape):
+    height, width = shape
+    rows = torch.arange(height, dtype=torch.uint8)[:, None].expand(height, width)
+    columns = torch.arange(width, dtype=torch.uint8)[None].expand(height, width)
+    for axis, picture in (("height", rows), ("width", columns)):
+        frames = picture[None, ..., None].expand(2, -1, -1, 3).contiguous()
+        spec = InputSpec(num_frames=2, size=(28, 40))
+        crops = TestTransform(spec, 3, crop_area=0.81)(frames).float()[:, 0, 0]
+        largest = TestTransform(spec, 1)(frames).float()[0, 0, 0]
+        middles = crops.mean((1, 2))
+        assert abs(middles[1] - (largest.mean())) < 1
+        along = "height" if height / width > 28 / 40 else "width"
+        assert (middles[2] - middles[0] > 3) == (axis == along)
+        reach = crops[1].max() - crops[1].min()
+        assert abs(reach / (largest.max() - largest.min()) - 0.9) < 0.06

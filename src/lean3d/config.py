@@ -188,6 +188,12 @@ class ViewsConfig:
     """Clips spread evenly over the video."""
     num_crops: int = 1
     """1: centre. 3: left, centre, right (or top, centre, bottom)."""
+    crop_area: float = 1.0
+    """Area of a crop, relative to the largest that fits; best near the mean of the training's crops."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_area <= 1:
+            raise ConfigError(f"crop_area must be above 0 and at most 1, got {self.crop_area}")
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def demo_configs(out: Path, minutes: float) -> tuple[TrainConfig, TrainConfig]:
         optim=OptimConfig(
             lr=3e-3, weight_decay=0.02, epochs=24, batch_size=16, warmup_epochs=1.0, label_smoothing=0.0, ema=0.98
         ),
-        test=ViewsConfig(),
+        test=ViewsConfig(crop_area=0.85),
         run=RunConfig(out=str(out / "light"), max_minutes=minutes, accelerator="cpu"),
     )
     flat = dataclasses.replace(

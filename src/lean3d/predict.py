@@ -146,6 +146,7 @@ class Predictor:
         self.spec = checkpoint.model.input_spec
         self.classes = checkpoint.classes
         data = checkpoint.recipe.data if checkpoint.recipe else DataConfig()
+        self.crop_area = checkpoint.recipe.test.crop_area if checkpoint.recipe else 1.0
         self.sampling = data.sampling
         self.frame_template = data.frame_template
 
@@ -218,8 +219,8 @@ class Predictor:
     @torch.inference_mode()
     def _scores(self, reader: Reader, windows: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Some windows (n, T) at a time, and their probabilities, float64 (n, K)."""
-        crop = TestTransform(self.spec)
-        size = decode_size(reader.size, self.spec.size)
+        crop = TestTransform(self.spec, crop_area=self.crop_area)
+        size = decode_size(reader.size, self.spec.size, crop_area=self.crop_area)
         ready: dict[int, torch.Tensor] = {}  # frames (C, h, w) that a later window may need again
         for chunk in windows.split(WINDOWS_AT_ONCE):
             wanted = chunk.unique().tolist()

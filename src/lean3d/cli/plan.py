@@ -46,7 +46,7 @@ def plan(config: TrainConfig) -> None:
         model = model_from_config(config.model, num_classes)
     setup.check(config, config.run.devices * config.run.num_nodes)
     price, spec = cost(model), model.input_spec
-    TestTransform(spec, test.num_crops)  # refuses what can't be
+    TestTransform(spec, test.num_crops, test.crop_area)  # refuses what can't be
     flips = _flips(config.augment)
     if manifest is not None:
         exchanged = TrainTransform(config.augment, spec, manifest.classes).labels_flipped

@@ -181,7 +181,7 @@ class TestClips(Dataset[Sample]):
         self.data = data
         self.spec = spec
         self.views = views
-        self.transform = TestTransform(spec, views.num_crops)
+        self.transform = TestTransform(spec, views.num_crops, views.crop_area)
         self._opener = _Opener(data)
 
     def __len__(self) -> int:
@@ -206,7 +206,7 @@ class TestClips(Dataset[Sample]):
             frames = view_indices(
                 reader.num_frames, spec.num_frames, spec.sampling_rate, self.views.num_clips, self.data.sampling
             )
-            size = decode_size(reader.size, spec.size)
+            size = decode_size(reader.size, spec.size, crop_area=self.views.crop_area)
             pixels = reader.get_frames(frames.flatten().tolist(), size=size, channels=spec.channels)
         clips = pixels.unflatten(0, frames.shape)  # (num_clips, T, H, W, C)
         return torch.cat([self.transform(clip) for clip in clips])
@@ -281,7 +281,7 @@ class BadFileLog:
 
 
 def decode_size(
-    frame: tuple[int, int], target: tuple[int, int], augment: AugmentConfig | None = None
+    frame: tuple[int, int], target: tuple[int, int], augment: AugmentConfig | None = None, *, crop_area: float = 1.0
 ) -> tuple[int, int] | None:
     """The size at which the decoder should hand over frames, so that no pixel is made that the crop throws away.
 
@@ -294,13 +294,14 @@ def decode_size(
     Args:
         frame: Height and width of the video.
         target: Height and width of the model's input.
-        augment: The training's crops; None: a test's, which are the largest boxes of the input's shape.
+        augment: The training's crops; None: a test's.
+        crop_area: Area of a test's crops, relative to the largest boxes of the input's shape.
 
     Returns:
         Height and width, or None (as they are) where shrinking would save little.
     """
     height, width = (side / wanted for side, wanted in zip(frame, target, strict=True))  # in inputs, not in pixels
-    smallest = min(height, width)
+    smallest = min(height, width) * math.sqrt(crop_area)
     if augment is not None and augment.crop == "multi_scale":
         smallest *= min(augment.scales)
     elif augment is not None and augment.crop == "random_resized":

@@ -118,11 +118,12 @@ class TestTransform:
                      [1  ][ 2 ][  3]          1 at the top, 2 in the middle, 3 at the bottom
     ```
 
-    Three crops of a frame that has the input's own shape are equal.
+    Three crops of a frame that has the input's own shape are equal, unless they are smaller than the frame.
 
     Args:
         input_spec: What the model wants.
         num_crops: 1 or 3.
+        crop_area: Area of a crop, relative to the largest that fits, in (0, 1].
 
     Raises:
         ConfigError: Another number of crops.
@@ -130,11 +131,12 @@ class TestTransform:
 
     __test__ = False  # not a test of pytest's
 
-    def __init__(self, input_spec: InputSpec, num_crops: int = 1):
+    def __init__(self, input_spec: InputSpec, num_crops: int = 1, crop_area: float = 1.0):
         if num_crops not in (1, 3):
             raise ConfigError(f"num_crops must be 1 (centre) or 3 (left, centre, right), got {num_crops}")
         self.input_spec = input_spec
         self.num_crops = num_crops
+        self.crop_area = crop_area
 
     def __call__(self, frames: torch.Tensor) -> torch.Tensor:
         """uint8 frames (T, H, W, C) of any size -> uint8 (num_crops, C, T, h, w).
@@ -144,11 +146,14 @@ class TestTransform:
         """
         _check_frames(frames, self.input_spec)
         height, width = frames.shape[1:3]
-        box_height, box_width = _largest_crop(height, width, self.input_spec.size)
+        largest = _largest_crop(height, width, self.input_spec.size)
+        box_height, box_width = (max(round(side * math.sqrt(self.crop_area)), 1) for side in largest)
         boxes = [_centered(height, width, box_height, box_width)]
         if self.num_crops == 3:
-            first, last = (0, 0), (height - box_height, width - box_width)
-            boxes = [(*first, box_height, box_width), boxes[0], (*last, box_height, box_width)]
+            top, left = boxes[0][:2]
+            free_height, free_width = height - box_height, width - box_width
+            ends = [(0, left), (free_height, left)] if free_height > free_width else [(top, 0), (top, free_width)]
+            boxes = [(*ends[0], box_height, box_width), boxes[0], (*ends[1], box_height, box_width)]
         return torch.stack([_crop_and_resize(frames, box, self.input_spec.size) for box in boxes])
 
 

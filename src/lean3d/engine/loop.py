@@ -353,9 +353,8 @@ class _Training:
         """One centre clip of each validation video, each video in one process; None where there is no such video."""
         if not self.val_clips:
             return None
-        loader = test_loader(
-            self.val_clips, self.config.data, self.spec, ViewsConfig(), rank=self.rank, world=self.world
-        )
+        views = ViewsConfig(crop_area=self.config.test.crop_area)
+        loader = test_loader(self.val_clips, self.config.data, self.spec, views, rank=self.rank, world=self.world)
         scores = collect_scores(
             model,
             self._until_stopped(loader),

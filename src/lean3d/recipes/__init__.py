@@ -62,8 +62,8 @@ def describe_recipe(name: str) -> str:
 def light() -> TrainConfig:
     """A light net on your own folder of clips, on a laptop: c3d_light, AdamW, moving average. The default."""
     return TrainConfig(
-        model=ModelConfig(name="c3d_light", width=0.25, dropout=0.2, options={"stem": "conv"}),
-        augment=AugmentConfig(area=(0.6, 1.0), color_jitter=0.2),
+        model=ModelConfig(name="c3d_light", width=0.25, dropout=0.2, options={"stem": "conv", "expansion": 1.0}),
+        augment=AugmentConfig(area=(0.7, 1.0), color_jitter=0.2),
         optim=OptimConfig(
             name="adamw",
             lr=3e-3,
@@ -74,7 +74,7 @@ def light() -> TrainConfig:
             label_smoothing=0.1,
             ema=0.99,
         ),
-        test=ViewsConfig(num_clips=2, num_crops=1),
+        test=ViewsConfig(num_clips=2, num_crops=1, crop_area=0.85),
     )
 
 
