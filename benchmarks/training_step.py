@@ -3,7 +3,8 @@
     python benchmarks/training_step.py [--threads 2] [--rounds 5]
 
 Both nets have the same weights and get the same batch. Their losses and gradients are compared first; then forward,
-backward and optimizer step are timed in interleaved rounds. Prints a table and one JSON line, and keeps the latter in
+backward and optimizer step are timed in interleaved rounds. The single operators, forward and backward, follow; the
+tests hold them against the same references. Prints tables and one JSON line, and keeps the latter in
 `benchmarks/results/training_step.json`.
 """
 
@@ -14,6 +15,8 @@ import copy
 import json
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +30,9 @@ from lean3d.blocks import Conv3d, Pool3d
 from lean3d.blocks.stem import SpatialMaxPool
 from lean3d.models import create_model
 from lean3d.models.c3d import ShrinkPool
-from lean3d.ops import pool3d_reference
+from lean3d.ops import conv3d, conv3d_reference, pool3d, pool3d_reference
 
+Operator = Callable[[Tensor], Tensor]
 NETS = {"c3d_light": (4, 3, 16, 112, 112), "smallbig18": (4, 3, 8, 112, 112)}
 
 
@@ -108,6 +112,45 @@ def compare(name: str, shape: tuple[int, ...], rounds: int) -> dict:
     }
 
 
+def compare_operator(name: str, shape: tuple[int, ...], ours: Operator, reference: Operator, rounds: int) -> dict:
+    """Medians of forward and backward: ours in channels_last_3d, the reference in torch's default layout."""
+    torch.manual_seed(0)
+    x = torch.randn(shape).relu()
+    inputs = {"lean3d": x.contiguous(memory_format=torch.channels_last_3d), "conv3d": x.contiguous()}
+    times: dict[str, list[float]] = {kind: [] for kind in inputs}
+    for round_number in range(rounds + 1):
+        for kind, operator in (("lean3d", ours), ("conv3d", reference)):
+            leaf = inputs[kind].detach().requires_grad_()
+            gradient = torch.ones_like(operator(leaf.detach()))
+            start = time.perf_counter()
+            operator(leaf).backward(gradient)
+            if round_number:
+                times[kind].append(time.perf_counter() - start)
+    medians = {kind: statistics.median(values) for kind, values in times.items()}
+    return {
+        "operator": name,
+        "input": list(shape),
+        "conv3d_ms": round(medians["conv3d"] * 1e3, 1),
+        "lean3d_ms": round(medians["lean3d"] * 1e3, 1),
+        "ratio": round(medians["conv3d"] / medians["lean3d"], 2),
+    }
+
+
+def operators() -> list[tuple[str, tuple[int, ...], Operator, Operator]]:
+    """Name, input, ours and the reference."""
+    shape = (8, 64, 8, 28, 28)
+    kernels = {"temporal 3x1x1": (3, 1, 1), "depthwise 1x3x3": (1, 3, 3), "pointwise 1x1x1": (1, 1, 1)}
+    rows: list[tuple[str, tuple[int, ...], Operator, Operator]] = []
+    for name, kernel in kernels.items():
+        groups = 64 if name.startswith("depthwise") else 1
+        weight = torch.randn(64, 64 // groups, *kernel, requires_grad=True)
+        settings = {"padding": tuple(k // 2 for k in kernel), "groups": groups}
+        ours = partial(conv3d, weight=weight, **settings)
+        rows.append((name, shape, ours, partial(conv3d_reference, weight=weight, **settings)))
+    pools = partial(pool3d, window=(3, 3, 3)), partial(pool3d_reference, window=(3, 3, 3))
+    return [*rows, ("max pooling 3x3x3", shape, *pools)]
+
+
 def main() -> None:
     """Run, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -121,6 +164,12 @@ def main() -> None:
         shape = "x".join(map(str, row["batch"]))
         table.add_row(row["model"], shape, f"{row['conv3d_ms']}", f"{row['lean3d_ms']}", f"{row['ratio']}x")
     Console().print(table)
+    parts = [compare_operator(*operator, args.rounds) for operator in operators()]
+    table = Table("operator", "input", "conv3d, ms", "lean3d, ms", "ratio", title="forward and backward")
+    for row in parts:
+        shape = "x".join(map(str, row["input"]))
+        table.add_row(row["operator"], shape, f"{row['conv3d_ms']}", f"{row['lean3d_ms']}", f"{row['ratio']}x")
+    Console().print(table)
     result = {
         "benchmark": "training_step",
         "threads": args.threads,
@@ -129,6 +178,7 @@ def main() -> None:
         "lean3d": lean3d.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "rows": rows,
+        "operators": parts,
     }
     print(json.dumps(result))
     folder = Path(__file__).parent / "results"

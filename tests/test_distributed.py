@@ -134,7 +134,9 @@ def test_two_processes_train_as_one_with_the_same_batch(tmp_path):
     assert [point[1] for point in curves[0]] == [3, 6, 9]
     for ours, theirs in zip(*curves, strict=True):
         assert ours[:2] == theirs[:2]
-        assert ours[2:] == pytest.approx(theirs[2:], rel=1e-4)
+        assert ours[2] == pytest.approx(theirs[2], rel=1e-4), "the loss curve"
+        # Five clips, seen by averaged weights whose BN was taken anew: rounding of the steps before shows more.
+        assert ours[3] == pytest.approx(theirs[3], rel=1e-3)
     for key in ("step", "val_top1", "val_videos", "val_bad_files", "bad_files"):
         assert one.metrics[key] == two.metrics[key]
     assert one.metrics["val_videos"] == 5 and one.metrics["bad_files"] == 2

@@ -16,7 +16,7 @@ from lean3d.errors import ConfigError
 
 def read(path) -> np.ndarray:
     with av.open(str(path)) as container:
-        assert container.streams.video[0].average_rate == 16
+        assert container.streams.video[0].average_rate == 8
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
@@ -192,7 +192,7 @@ def test_only_the_order_of_frames_tells_the_two_of_a_pair_apart():
                 label.append(k)
         bags[split], orders[split], labels[split] = np.array(bag), np.array(order), np.array(label)
     (bag_top1, bag_pair), (order_top1, order_pair) = probe(bags, labels), probe(orders, labels)
-    assert bag_top1 < 0.35 and abs(bag_pair - 0.5) < 0.12
+    assert bag_top1 < 0.45 and abs(bag_pair - 0.5) < 0.12
     assert order_top1 > bag_top1 + 0.1 and order_pair > 0.75
 
 
