@@ -283,7 +283,7 @@ def test_eval_prints_the_numbers_and_where_the_rest_is(lean3d, run, clips, tmp_p
     for line in ("split train", "top-1 ", "top-5 -", "mean class accuracy", "videos 12", "bad files 0", "bright 6 "):
         assert line in done.words
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["views"] == {"num_clips": 3, "num_crops": 1}
+    assert results["views"] == {"num_clips": 3, "num_crops": 1, "crop_area": 0.85}
     assert results["command"].startswith("lean3d eval ")
     assert str(tmp_path / "results.json") in done.out
     assert (tmp_path / "confusion.png").is_file()

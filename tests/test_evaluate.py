@@ -214,7 +214,7 @@ def test_eval_writes_down_all_that_repeats_it(videos, run_folder, tmp_path):
     assert written["checkpoint"]["model"]["name"] == "c3d_light"
     assert written["data"]["split"] == "test" and written["data"]["config"]["root"] == str(videos)
     assert len(written["data"]["digest"]) == 64
-    assert written["views"] == {"num_clips": 2, "num_crops": 1}
+    assert written["views"] == {"num_clips": 2, "num_crops": 1, "crop_area": 1.0}
     assert {"lean3d", "python", "torch", "av"} <= set(written["versions"])
     assert written["bad_files"] == [{"path": str(videos / "test/b/zero.mp4"), "reason": "the file is empty"}]
     assert len(written["videos"]) == 9
