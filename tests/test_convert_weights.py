@@ -101,6 +101,8 @@ def test_a_training_starts_from_a_converted_checkpoint(smallbig23, tmp_path):
     said = load_initial_weights(model, done.path, ("left", "right"))
     assert "the classifier is fresh, since that model has 10 other classes" in said
     assert torch.equal(model.stem.conv.weight, smallbig23["conv1.weight"])
+    spec = model.input_spec  # ImageNet's, not the zoo's 0.45 and 0.225
+    assert (spec.mean, spec.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_what_can_not_be_converted_says_why(smallbig23, tmp_path):

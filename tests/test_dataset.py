@@ -208,6 +208,17 @@ def test_the_log_counts_files_and_stops_at_the_share(tmp_path):
         log.add([BadFile("c.mp4", "no video stream (audio only)")])
 
 
+def test_a_file_is_opened_once_and_checked_once(clips, monkeypatch):
+    opened, read = [], dataset.open_video
+    monkeypatch.setattr(dataset, "open_video", lambda path, template: opened.append(read(path, template)) or opened[-1])
+    data, unchecked = train_clips(clips[:1]), train_clips(clips[:1], check_files=False)
+    checks, whole = [], VideoReader.check
+    monkeypatch.setattr(VideoReader, "check", lambda reader: checks.append(reader.path) or whole(reader))
+    for epoch in range(3):
+        assert torch.equal(data[epoch, 0].clip, unchecked[epoch, 0].clip)
+    assert len(opened) == 6 and checks == [clips[0].path]
+
+
 def test_damage_outside_the_drawn_clip_is_found_too(clips, tmp_path):
     path = tmp_path / "late.mp4"
     write_video(path, moving_frames(240, 32, 48), options={"g": "12"}, index_first=True)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from lean3d import checkpoint
 from lean3d.config import TrainConfig, from_json
 from lean3d.data.manifest import read_manifest
+from lean3d.data.readers import VideoReader
 from lean3d.engine import Interrupted, fit, loop
 from lean3d.engine.logging import draw_curves, epoch_line, read_confusion, read_rows, write_confusion
 from lean3d.engine.setup import load_initial_weights, step_seed
@@ -260,6 +261,27 @@ def test_initial_weights_of_other_classes_leave_the_classifier_fresh(learned):
     assert torch.equal(model.head.linear.weight, before)
     start = weights(learned[1].run / "model.safetensors")
     assert all(torch.equal(v, start[n]) for n, v in model.state_dict().items() if not n.startswith("head."))
+
+
+def test_initial_weights_bring_their_normalisation_which_lasts(clips, learned, tmp_path):
+    loaded = checkpoint.load(learned[1].run)
+    loaded.model.input_spec = replace(loaded.model.input_spec, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    start = checkpoint.save_model(tmp_path / "start.safetensors", loaded.model, CLASSES, {})
+    result = fit(tiny_config(clips, tmp_path / "run", optim_epochs=1, init_weights=str(start)))
+    (result.run / "model.safetensors").unlink()
+    rows = (result.run / "metrics.jsonl").read_text().splitlines()
+    (result.run / "metrics.jsonl").write_text("\n".join(row for row in rows if '"epoch"' not in row.split(",")[0]))
+    fit(resume=result.run)  # killed before its validation: the model is written anew, from the checkpoint
+    spec = checkpoint.load(result.run).model.input_spec
+    assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert spec.size == loaded.model.input_spec.size
+
+
+def test_each_file_is_decoded_whole_once_a_run(clips, tmp_path, monkeypatch):
+    checked, whole = [], VideoReader.check
+    monkeypatch.setattr(VideoReader, "check", lambda reader: (checked.append(reader.path), whole(reader)))
+    fit(tiny_config(clips, tmp_path / "run", optim_epochs=2))
+    assert len(checked) == len(set(checked)) == 32  # 24 to train on, 8 to validate
 
 
 def test_initial_weights_of_another_width_name_both(learned):

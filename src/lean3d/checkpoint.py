@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,15 +219,28 @@ def latest_training_state(run: str | Path) -> Path | None:
 
 
 def load_training_state(folder: str | Path, model: VideoNet) -> dict[str, Any]:
-    """Fill `model` with the weights of a checkpoint folder, and give back its state.
+    """Fill `model` with the weights and the pixels' normalisation of a checkpoint folder, and give back its state.
 
     Raises:
         CheckpointError: The folder lacks a file, a file is damaged, or the weights are those of another model.
     """
     folder = Path(folder)
-    _, tensors = read_file(folder / MODEL_FILE)
+    header, tensors = read_file(folder / MODEL_FILE)
     fill_model(model, tensors, folder / MODEL_FILE)
+    take_normalisation(model, header or {})
     return load_pickle(folder / STATE_FILE)
+
+
+def take_normalisation(model: VideoNet, header: dict[str, Any]) -> None:
+    """Give `model` the mean and deviation of pixels that a checkpoint's weights were trained with.
+
+    Args:
+        model: Its `input_spec` changes; it has the channels of the checkpoint's model.
+        header: Of the checkpoint, as `read_file` gives it; without an input spec nothing changes.
+    """
+    if "input" in header:
+        spec = from_dict(InputSpec, header["input"], "input.")
+        model.input_spec = replace(model.input_spec, mean=spec.mean, std=spec.std)
 
 
 def load_pickle(path: str | Path) -> dict[str, Any]:

@@ -228,9 +228,7 @@ class _Opener:
         try:
             reader = open_video(path, self.data.frame_template)
             if self.data.check_files and key not in self._verdicts:
-                with reader:
-                    reader.check()
-                reader = open_video(path, self.data.frame_template)
+                reader.check()  # closes the reader where it fails
         except DecodeError as error:
             self._verdicts[key] = error.reason
             raise

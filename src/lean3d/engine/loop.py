@@ -159,6 +159,7 @@ class _Training:
         torch.manual_seed(config.run.seed)
         model = model_from_config(config.model, len(self.classes))
         start = checkpoint.latest_training_state(run) if resume else None
+        state = checkpoint.load_training_state(start, model) if start else {}
         if config.init.weights and start is None:
             self.log.say(setup.load_initial_weights(model, config.init.weights, self.classes))
         self.spec = model.input_spec
@@ -174,13 +175,24 @@ class _Training:
             world=self.world,
             pin_memory=fabric.device.type == "cuda",
         )
+        # One for the whole run: its processes remember which files they found whole.
+        self.val_loader = (
+            test_loader(
+                self.val_clips,
+                config.data,
+                self.spec,
+                ViewsConfig(crop_area=config.test.crop_area),
+                rank=self.rank,
+                world=self.world,
+            )
+            if self.val_clips
+            else None
+        )
         self.epoch_steps = len(self.loader)
         self.mix = BatchMix(config.augment.mixup, config.augment.cutmix, len(self.classes))
         self.bad_files = BadFileLog(len(train_clips) + len(self.val_clips), config.data.max_bad_share)
 
-        self.model = convert_sync_batchnorm(model) if self.world > 1 else model
-        state = checkpoint.load_training_state(start, self.model) if start else {}
-        self.model = self.model.to(fabric.device)
+        self.model = (convert_sync_batchnorm(model) if self.world > 1 else model).to(fabric.device)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(build_optimizer(self.model, config.optim)))
         self.average = WeightAverage(self.model, config.optim.ema) if config.optim.ema > 0 else None
         self.step = 0
@@ -351,13 +363,11 @@ class _Training:
 
     def _validate(self, model: VideoNet) -> Results | None:
         """One centre clip of each validation video, each video in one process; None where there is no such video."""
-        if not self.val_clips:
+        if self.val_loader is None:
             return None
-        views = ViewsConfig(crop_area=self.config.test.crop_area)
-        loader = test_loader(self.val_clips, self.config.data, self.spec, views, rank=self.rank, world=self.world)
         scores = collect_scores(
             model,
-            self._until_stopped(loader),
+            self._until_stopped(self.val_loader),
             len(self.classes),
             device=self.fabric.device,
             precision=self.config.run.precision,

@@ -16,7 +16,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 
-from lean3d.checkpoint import fill_model, load_pickle, read_file
+from lean3d.checkpoint import fill_model, load_pickle, read_file, take_normalisation
 from lean3d.config import RunConfig, TrainConfig, from_json, to_json
 from lean3d.data.manifest import Manifest
 from lean3d.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -171,6 +171,8 @@ def check_manifest(run: Path, manifest: Manifest) -> None:
 def load_initial_weights(model: VideoNet, path: str | Path, classes: tuple[str, ...]) -> str:
     """Start a model from a lean3d checkpoint or from a 2D ResNet's state dict, which is inflated.
 
+    With a checkpoint's weights comes the mean and deviation of pixels that they were trained with.
+
     Args:
         model: Filled in place.
         path: A checkpoint of lean3d or its run's folder; or ``.safetensors``, ``.pth``, ``.pt`` with a 2D state dict.
@@ -201,6 +203,7 @@ def load_initial_weights(model: VideoNet, path: str | Path, classes: tuple[str, 
             f"--init.weights {path} holds {header['model']['name']} with {header['model']['arguments']}, and the "
             f"training wants {model.spec['name']} with {model.spec['arguments']}: {error}"
         ) from error
+    take_normalisation(model, header)
     return f"initial weights from {path}{fresh}"
 
 

@@ -111,8 +111,8 @@ class VideoReader(ClosesItself):
         with self._errors():
             self._go_to(self._starts[0])
             decoded = sum(1 for _ in self._frames)
-        if decoded < self.num_frames:
-            raise DecodeError(self.path, f"only {decoded} of {self.num_frames} frames can be decoded")
+            if decoded < self.num_frames:
+                raise DecodeError(self.path, f"only {decoded} of {self.num_frames} frames can be decoded")
 
     def close(self) -> None:
         """See `Reader.close`."""
