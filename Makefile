@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 BENCHMARKS := $(filter-out benchmarks/parity_% %_foreign.py,$(wildcard benchmarks/[a-z]*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench hooks clean
+.PHONY: help setup native demo test test-all check bench hooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing lean3d and its tools into $(VENV): some minutes, once."
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e ".[dev]"
 	@touch $(READY)
+
+native: $(READY) ## build the native kernels again, after a change in them
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
 
 demo: $(READY) ## make small videos, train a light net on them, test it, write a report (minutes)
 	$(BIN)/lean3d demo --out demo

@@ -11,6 +11,7 @@ A caller who wants them all catches `Lean3dError`; each also is the builtin that
     │   └── TooManyBadFilesError         more than the allowed share of files was bad
     ├── CheckpointError (ValueError)     a checkpoint is missing, damaged or does not fit
     ├── TrainingError (RuntimeError)     a training can't go on: the loss is not finite, ...
+    ├── BackendError (RuntimeError)      a backend that is asked for is not there
     └── MissingDependencyError (ImportError)  an optional package is missing: names the extra that brings it
 """
 
@@ -89,6 +90,10 @@ class MissingDependencyError(Lean3dError, ImportError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.package, self.extra)
+
+
+class BackendError(Lean3dError, RuntimeError):
+    """A backend that is asked for is not there, or can't do what it is asked for."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

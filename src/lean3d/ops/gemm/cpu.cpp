@@ -1,0 +1,129 @@
+#include "cpu.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../native/parallel.h"
+#include "../native/simd.h"
+
+namespace lean3d::LEAN3D_ISA {
+namespace {
+
+// The tile of C that stays in registers: MR rows of NV vectors, and what is left over holds B and one element of A.
+#if defined(__AVX512F__)
+constexpr int MR = 14, NV = 2;  // 28 of 32 registers
+#elif defined(__AVX2__)
+constexpr int MR = 6, NV = 2;  // 12 of 16
+#else
+constexpr int MR = 8, NV = 3;  // 24 of NEON's 32
+#endif
+constexpr int NR = NV * LANES;
+
+template <int ROWS, int V>
+inline __attribute__((always_inline)) void tile(int columns, const float* const* taps, int num_taps, int64_t lda,
+                                                int64_t k, const float* __restrict panel, float* c, int64_t ldc,
+                                                const Epilogue& epilogue) {
+  vec sum[ROWS][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i)
+#pragma GCC unroll 3
+    for (int v = 0; v < V; ++v) sum[i][v] = vec{};
+  for (int p = 0; p < num_taps; ++p) {
+    const float* __restrict a = taps[p];
+    for (int64_t q = 0; q < k; ++q, panel += NR) {
+      vec b[V];
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) b[v] = load(panel + v * LANES);
+#pragma GCC unroll 16
+      for (int i = 0; i < ROWS; ++i) {
+        const float x = a[i * lda + q];
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) sum[i][v] += x * b[v];
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int v = 0; v < V; ++v) {
+    const int left = columns - v * LANES;
+    if (left <= 0) break;
+    const bool whole = left >= LANES;
+    const mask m = tail(left);
+    const int64_t at = v * LANES;
+    const vec bias = !epilogue.bias ? vec{} : whole ? load(epilogue.bias + at) : load(epilogue.bias + at, m);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+      vec y = sum[i][v] + bias;
+      if (epilogue.residual) {
+        const float* r = epilogue.residual + i * epilogue.residual_stride + at;
+        y += whole ? load(r) : load(r, m);
+      }
+      if (epilogue.relu) y = relu(y);
+      if (whole)
+        store(c + i * ldc + at, y);
+      else
+        store(c + i * ldc + at, y, m);
+    }
+  }
+}
+
+using TileFunction = void (*)(int, const float* const*, int, int64_t, int64_t, const float*, float*, int64_t,
+                              const Epilogue&);
+template <int ROWS, int V>
+void tile_function(int columns, const float* const* taps, int num_taps, int64_t lda, int64_t k, const float* panel,
+                   float* c, int64_t ldc, const Epilogue& epilogue) {
+  tile<ROWS, V>(columns, taps, num_taps, lda, k, panel, c, ldc, epilogue);
+}
+
+template <int... I>
+constexpr auto tile_table(std::integer_sequence<int, I...>) {
+  struct Table {
+    TileFunction by_rows[sizeof...(I)][NV];
+  };
+  if constexpr (NV == 3)
+    return Table{{{tile_function<I + 1, 1>, tile_function<I + 1, 2>, tile_function<I + 1, NV>}...}};
+  else
+    return Table{{{tile_function<I + 1, 1>, tile_function<I + 1, NV>}...}};
+}
+constexpr auto TILES = tile_table(std::make_integer_sequence<int, MR>{});
+
+}  // namespace
+
+int gemm_nr() { return NR; }
+int gemm_mr() { return MR; }
+
+size_t gemm_packed_size(int64_t k, int64_t n) { return static_cast<size_t>((n + NR - 1) / NR * NR * k); }
+
+void gemm_pack(const float* b, int64_t stride_k, int64_t stride_n, int64_t k, int64_t n, float* packed) {
+  for (int64_t first = 0; first < n; first += NR)
+    for (int64_t q = 0; q < k; ++q)
+      for (int64_t j = 0; j < NR; ++j, ++packed)
+        *packed = first + j < n ? b[q * stride_k + (first + j) * stride_n] : 0.0f;
+}
+
+void gemm_tile(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t k,
+               const float* panel, float* c, int64_t ldc, const Epilogue& epilogue) {
+  TILES.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, k, panel, c, ldc, epilogue);
+}
+
+void gemm(const float* a, int64_t lda, const float* packed, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
+          const Epilogue& epilogue, int threads) {
+  // A block of rows of A stays in the second-level cache while all panels of B pass by.
+  const int64_t fitting = std::max<int64_t>(1, (256 << 10) / (4 * k) / MR);
+  const int64_t wanted = std::max<int64_t>(1, m / (4 * threads) / MR);
+  const int64_t block = std::min(fitting, wanted) * MR;
+  parallel((m + block - 1) / block, threads, [&](int64_t piece, int) {
+    const int64_t begin = piece * block, end = std::min(m, begin + block);
+    for (int64_t j = 0; j < n; j += NR) {
+      Epilogue here = epilogue;
+      if (here.bias) here.bias += j;
+      for (int64_t i = begin; i < end; i += MR) {
+        const float* tap = a + i * lda;
+        if (epilogue.residual) here.residual = epilogue.residual + i * epilogue.residual_stride + j;
+        gemm_tile(static_cast<int>(std::min<int64_t>(MR, end - i)), static_cast<int>(std::min<int64_t>(NR, n - j)), &tap,
+                  1, lda, k, packed + j * k, c + i * ldc + j, ldc, here);
+      }
+    }
+  });
+}
+
+}  // namespace lean3d::LEAN3D_ISA
