@@ -2,6 +2,7 @@
 
 from lean3d.blocks.conv import Conv3d, ConvBN
 from lean3d.blocks.convert import ConversionReport, convert_to_fsb
+from lean3d.blocks.fast_conv import FastConv3d, use_fast_convs
 from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.head import Head
 from lean3d.blocks.non_local import NonLocalBlock
@@ -27,6 +28,7 @@ __all__ = [
     "ConvBN",
     "ConvStem",
     "ConversionReport",
+    "FastConv3d",
     "FullySeparableBlock",
     "Head",
     "NonLocalBlock",
@@ -50,4 +52,5 @@ __all__ = [
     "smallbig_basic",
     "smallbig_bottleneck",
     "trg_places",
+    "use_fast_convs",
 ]

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from lean3d.errors import ConfigError
+from lean3d.ops import fast_conv  # noqa: F401  registers the operator that is counted by its own tile
 
 TILES = (2, 4)
 """The m of the F(m, r) that are considered."""
@@ -88,13 +89,17 @@ def fast_multiplications(
         stepped: the axes that have a stride or a dilation; they are computed directly.
         tiles: the m to choose from.
     """
-    total, chosen = 1, []
-    for size, r, direct in zip(outputs, kernel, stepped, strict=True):
-        choices = {m: math.ceil(size / m) * (m + r - 1) for m in (1, *(tiles if r > 1 and not direct else ()))}
-        m = min(choices, key=lambda m: choices[m])
-        total *= choices[m]
-        if m > 1:
-            chosen.append((m, r))
+    tile = [
+        min((1, *(tiles if r > 1 and not direct else ())), key=lambda m: math.ceil(size / m) * (m + r - 1))
+        for size, r, direct in zip(outputs, kernel, stepped, strict=True)
+    ]
+    return _tile_multiplications(outputs, kernel, tile)
+
+
+def _tile_multiplications(outputs: Sequence[int], kernel: Sequence[int], tile: Sequence[int]) -> tuple[int, str]:
+    """The same for a given m on each axis."""
+    total = math.prod(math.ceil(size / m) * (m + r - 1) for size, r, m in zip(outputs, kernel, tile, strict=True))
+    chosen = [(m, r) for m, r in zip(tile, kernel, strict=True) if m > 1]
     if not chosen:
         return total, "direct"
     return total, f"F({'x'.join(str(m) for m, _ in chosen)}, {'x'.join(str(r) for _, r in chosen)})"
@@ -166,8 +171,14 @@ class _Recorder(TorchDispatchMode):
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             macs = formula(*args, **kwargs, out_val=out) // 2
-            convolution = func._overloadpacket is torch.ops.aten.convolution
-            self._add(macs, *(self._convolution(macs, out, *args) if convolution else (macs, "direct")))
+            if func._overloadpacket is torch.ops.aten.convolution:
+                self._add(macs, *self._convolution(macs, out, *args))
+            elif func._overloadpacket is torch.ops.lean3d.fast_conv3d:  # with a tile of its own
+                kernel, sizes, tile = args[1].shape[2:], out.shape[2:], args[6]
+                fast, algorithm = _tile_multiplications(sizes, kernel, tile)
+                self._add(macs, macs // (math.prod(sizes) * math.prod(kernel)) * fast, algorithm)
+            else:
+                self._add(macs, macs, "direct")
         return out
 
     def _convolution(

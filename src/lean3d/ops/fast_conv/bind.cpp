@@ -1,0 +1,37 @@
+#include <nanobind/stl/array.h>
+
+#include "../native/bind.h"
+#include "../native/isa.h"
+#include "cpu.h"
+
+using namespace lean3d;
+using Triple = std::array<int64_t, 3>;
+
+LEAN3D_BIND(fast_conv) {
+  m.def(
+      "fast_conv",
+      [](int64_t clips, Triple in, Triple out, Triple m, Triple taps, Triple padding, std::array<int64_t, 2> channels,
+         int64_t outputs, Triple block, bool shared, std::array<uintptr_t, 2> x, uintptr_t weights, uintptr_t bias,
+         uintptr_t residual, bool residual_still, bool relu, uintptr_t y, int threads) {
+        FastConv layer{};
+        layer.clips = clips;
+        for (int axis = 0; axis < 3; ++axis) {
+          layer.in[axis] = in[axis];
+          layer.out[axis] = out[axis];
+          layer.m[axis] = m[axis];
+          layer.taps[axis] = taps[axis];
+          layer.padding[axis] = padding[axis];
+        }
+        layer.channels[0] = channels[0];
+        layer.channels[1] = channels[1];
+        layer.outputs = outputs;
+        layer.block_frames = block[0];
+        layer.block_tiles = block[1];
+        layer.block_panels = block[2];
+        layer.shared = shared;
+        const FastConvData data{{floats(x[0]), floats(x[1])}, floats(weights), floats(bias), floats(residual),
+                                residual_still, relu, floats(y)};
+        LEAN3D_CALL(fast_conv)(layer, data, threads);
+      },
+      without_gil());
+}

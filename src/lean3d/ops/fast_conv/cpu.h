@@ -1,0 +1,50 @@
+// Convolution at stride 1 by the fast algorithm F(m, 3) of Winograd, nested over time, height and width, for inference.
+// transforms.py has the matrices and where they come from.
+//
+//     x    (N, T, H, W, C)      V = B^T x  of every tile of (m + 2) places on each axis: `positions` numbers a channel
+//     U    packed weights       M = V U    at each position, a product over channels
+//     y    (N, T', H', W', O)   y = A^T M, + bias, + residual, relu
+//
+// An axis has m = 2 or 4 and 3 taps, or m = 1: then it has one tap, or any number in time, over which the product sums.
+// V of a frame serves all output frames that see it.
+#pragma once
+
+#include <cstdint>
+
+namespace lean3d {
+
+struct FastConv {
+  int64_t clips;
+  int64_t in[3], out[3];     // sizes in time, height, width
+  int64_t m[3], taps[3], padding[3];
+  int64_t channels[2];       // of x and of what is concatenated to it
+  int64_t outputs;
+  // What is worked on at a time: tiles in time x tiles of the plane (in rows of the product), and panels of the product.
+  int64_t block_frames, block_tiles, block_panels;
+  // Threads share a block, each with panels of its own, instead of having a block each.
+  bool shared;
+};
+
+struct FastConvData {
+  const float* x[2];         // both (N, T, H, W, channels); the second null where channels[1] is 0
+  const float* weights;      // (panels, positions, taps in time if m[0] is 1, channels, panel's columns)
+  const float* bias;         // (O) or null
+  const float* residual;     // like y, or null
+  bool residual_still;       // the residual has one frame, for all
+  bool relu;
+  float* y;
+};
+
+}  // namespace lean3d
+
+#define LEAN3D_DECLARE_FAST_CONV void fast_conv(const FastConv& layer, const FastConvData& data, int threads);
+
+#define LEAN3D_NAMESPACE(isa) \
+  namespace lean3d::isa {     \
+  LEAN3D_DECLARE_FAST_CONV    \
+  }
+LEAN3D_NAMESPACE(generic)
+LEAN3D_NAMESPACE(avx2)
+LEAN3D_NAMESPACE(avx512)
+LEAN3D_NAMESPACE(neon)
+#undef LEAN3D_NAMESPACE

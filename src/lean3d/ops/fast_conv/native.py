@@ -1,0 +1,238 @@
+"""The fast convolution as a native kernel, for inference: float32 on the CPU, bias, residual and ReLU in the same pass.
+
+    conv = pack(weight, bias, stride=(1, 1, 1), padding=(1, 1, 1), algorithm="F(2x4x4)")
+    y = conv(x, residual=shortcut, relu=True)
+
+Weights are transformed once, in float64, and rounded once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lean3d.errors import ConfigError
+from lean3d.ops import native
+from lean3d.ops.conv.reference import Triple
+from lean3d.ops.fast_conv.transforms import cook_toom
+
+TILES = {1: (1,), 3: (2, 4)}
+"""Kernel along an axis -> the m of F(m, r) that are compiled; time may be direct too."""
+MOST_TAPS = 16
+"""The longest kernel in time that is computed directly within tiles of the plane."""
+
+
+def name_of(tile: Sequence[int]) -> str:
+    """(2, 4, 4) -> "F(2x4x4)"."""
+    return f"F({'x'.join(map(str, tile))})"
+
+
+def takes_tile(kernel: Sequence[int], tile: Sequence[int]) -> bool:
+    """Whether the kernel is compiled for these tiles; direct on all axes is not the fast algorithm, and isn't here."""
+    (r, *plane), (m, *plane_tile) = kernel, tile
+    return (
+        (m == 1 or m in TILES.get(r, ()))
+        and r <= MOST_TAPS
+        and all(m in TILES.get(r, ()) for r, m in zip(plane, plane_tile, strict=True))
+        and max(tile) > 1
+    )
+
+
+def algorithms(
+    weight_shape: Sequence[int], *, stride: Sequence[int], padding: Sequence[int], groups: int = 1
+) -> list[str]:
+    """Names that `pack` takes for such a convolution, with square tiles in the plane; none without native kernels.
+
+    Args:
+        weight_shape: `(O, C / groups, K, R, S)`.
+        stride, padding: in time, height, width.
+        groups: as in `torch.nn.Conv3d`.
+    """
+    kernel = weight_shape[2:]
+    if not native.available() or tuple(stride) != (1, 1, 1) or groups != 1:
+        return []
+    tiles = itertools.product((1, 2, 4), repeat=3)
+    return [
+        name_of(tile) for tile in tiles if takes_tile(kernel, tile) and (kernel[1] != kernel[2] or tile[1] == tile[2])
+    ]
+
+
+def pack(
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Triple = (1, 1, 1),
+    padding: Triple = (0, 0, 0),
+    groups: int = 1,
+    algorithm: str,
+) -> PackedFastConv:
+    """Make a convolution of fixed weights.
+
+    Args:
+        weight: `(O, C, K, R, S)`, any floating dtype, on the CPU.
+        bias: `(O,)` or None.
+        stride: (1, 1, 1).
+        padding: with zeros, in time, height, width.
+        groups: 1.
+        algorithm: "F(2x4x4)": m of F(m, r) in time, height, width. m is 1 where the kernel is 1 long, 2 or 4 where it
+            is 3; in time it may be 1 for kernels of up to 16 taps, which are then summed over directly.
+
+    Raises:
+        ConfigError: What `algorithms` doesn't list.
+        BackendError: There are no native kernels.
+    """
+    match = re.fullmatch(r"F\((\d+)x(\d+)x(\d+)\)", algorithm)
+    tile = tuple(map(int, match.groups())) if match else ()
+    if tuple(stride) != (1, 1, 1) or groups != 1 or len(tile) != 3 or not takes_tile(weight.shape[2:], tile):
+        can = ", ".join(algorithms(weight.shape, stride=stride, padding=padding, groups=groups)) or "none"
+        raise ConfigError(
+            f"the native fast convolution can't compute a kernel {tuple(weight.shape[2:])} with stride {tuple(stride)} "
+            f"and groups={groups} by {algorithm!r}; it can by: {can}"
+        )
+    mt, mh, mw = tile
+    return PackedFastConv(pack_weight(weight, tile), weight.shape, bias, padding, (mt, mh, mw))
+
+
+def pack_weight(weight: Tensor, tile: Sequence[int]) -> Tensor:
+    """Transformed weights as the kernel reads them: flat, in panels of output channels.
+
+    `(panels, positions, K or 1, C, columns)`: K where the tile is 1 in time; zeros behind the last channel.
+
+    Args:
+        weight: `(O, C, K, R, S)`.
+        tile: m of F(m, r) in time, height, width.
+    """
+    columns = native.kernels().gemm_packed_size(1, 1)
+    matrices = [
+        torch.eye(r, dtype=torch.float64) if m == 1 else cook_toom(m, r).tensors(torch.float64)[1]
+        for m, r in zip(tile, weight.shape[2:], strict=True)
+    ]
+    gt, gh, gw = matrices
+    o, c = weight.shape[:2]
+    points = len(gt) * len(gh) * len(gw)
+    by_taps = tile[0] == 1
+    panels = -(-o // columns)
+    packed = torch.zeros(panels, points * c, columns)
+    for i, part in enumerate(weight.detach().split(columns)):  # in parts: in float64 they are large
+        u = torch.einsum("ockrs,tk,hr,ws->thwco", part.double(), gt, gh, gw)
+        u = u.permute(1, 2, 0, 3, 4) if by_taps else u
+        packed[i, :, : len(part)] = u.reshape(points * c, len(part))
+    return packed.flatten()
+
+
+class PackedFastConv:
+    """A convolution by the fast algorithm, its weights transformed and packed; made by `pack`."""
+
+    def __init__(
+        self, packed: Tensor, weight_shape: Sequence[int], bias: Tensor | None, padding: Triple, tile: Triple
+    ):
+        self.weight_shape = tuple(weight_shape)
+        self.padding = tuple(padding)
+        self.tile = tile
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.columns = native.kernels().gemm_packed_size(1, 1)
+        self.packed = packed
+
+    def __repr__(self) -> str:
+        return f"PackedFastConv({self.weight_shape}, padding={self.padding}, {name_of(self.tile)})"
+
+    def out_shape(self, shape: Sequence[int]) -> tuple[int, int, int, int, int]:
+        """`(N, C, T, H, W)` -> `(N, O, T', H', W')`."""
+        t, h, w = (s + 2 * p - r + 1 for s, p, r in zip(shape[2:], self.padding, self.weight_shape[2:], strict=True))
+        return shape[0], self.weight_shape[0], t, h, w
+
+    def __call__(
+        self,
+        x: Tensor,
+        out: Tensor | None = None,
+        *,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        second: Tensor | None = None,
+    ) -> Tensor:
+        """The convolution, + bias, + residual, then ReLU.
+
+        Args:
+            x: `(N, C, T, H, W)`, float32 on the CPU, best in `torch.channels_last_3d`: copied otherwise.
+            out: where the result goes: of its shape, in `torch.channels_last_3d`.
+            residual: added before ReLU: like the result, or with one frame for all; may be `out`.
+            relu: whether ReLU follows.
+            second: `(N, C2, T, H, W)`, taken for concatenated to x along the channels.
+
+        Returns:
+            `(N, O, T', H', W')` in `torch.channels_last_3d`: `out` where it was given.
+
+        Raises:
+            ConfigError: Shapes, dtypes or layouts that don't fit.
+        """
+        shape = self.out_shape(x.shape)
+        self._check(x, second, residual, out, shape)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        if second is not None:
+            second = second.contiguous(memory_format=torch.channels_last_3d)
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last_3d)
+        if out is None:
+            out = torch.empty(shape, memory_format=torch.channels_last_3d)
+        if out.numel() == 0:
+            return out
+        threads = torch.get_num_threads()
+        block, shared = self._blocks(shape, threads)
+        native.kernels().fast_conv(
+            x.shape[0],
+            tuple(x.shape[2:]),
+            shape[2:],
+            self.tile,
+            self.weight_shape[2:],
+            self.padding,
+            (x.shape[1], 0 if second is None else second.shape[1]),
+            shape[1],
+            block,
+            shared,
+            (native.address(x), native.address(second)),
+            native.address(self.packed),
+            native.address(self.bias),
+            native.address(residual),
+            residual is not None and residual.shape[2] != shape[2],
+            relu,
+            native.address(out),
+            threads,
+        )
+        return out
+
+    def _blocks(self, shape: Sequence[int], threads: int) -> tuple[Triple, bool]:
+        """What is worked on at a time, see `FastConv` in cpu.h: (frames, tiles of the plane, panels), shared."""
+        frames, height, width = (-(-s // m) for s, m in zip(shape[2:], self.tile, strict=True))
+        tiles = height * width
+        block_tiles = min(tiles, 56)
+        return (max(1, min(frames, 56 // block_tiles)), block_tiles, 1), False
+
+    def _check(
+        self, x: Tensor, second: Tensor | None, residual: Tensor | None, out: Tensor | None, shape: Sequence[int]
+    ) -> None:
+        if self.columns != native.kernels().gemm_packed_size(1, 1):
+            raise ConfigError("these weights were packed for another instruction set: pack them again after `use_isa`")
+        if not native.takes(x, second, residual, out):
+            raise ConfigError(f"the native fast convolution takes float32 on the CPU; got {x.dtype} on {x.device}")
+        channels = x.shape[1] + (0 if second is None else second.shape[1])
+        if x.ndim != 5 or channels != self.weight_shape[1] or min(shape[2:]) < 1:
+            raise ConfigError(
+                f"{self!r} takes (N, {self.weight_shape[1]}, T, H, W) no smaller than its kernel; got {tuple(x.shape)}"
+                + (f" and {tuple(second.shape)}" if second is not None else "")
+            )
+        if second is not None and (second.shape[0], *second.shape[2:]) != (x.shape[0], *x.shape[2:]):
+            raise ConfigError(f"second must be like x {tuple(x.shape)} but for its channels; got {tuple(second.shape)}")
+        if residual is not None and tuple(residual.shape) not in (tuple(shape), (*shape[:2], 1, *shape[3:])):
+            raise ConfigError(f"residual must be {tuple(shape)}, or have one frame; got {tuple(residual.shape)}")
+        if out is not None and (
+            tuple(out.shape) != tuple(shape) or not out.is_contiguous(memory_format=torch.channels_last_3d)
+        ):
+            raise ConfigError(
+                f"out must be {tuple(shape)} in torch.channels_last_3d; got {tuple(out.shape)}, strides {out.stride()}"
+            )
+
+
