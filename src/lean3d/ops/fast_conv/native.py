@@ -127,9 +127,7 @@ def pack_weight(weight: Tensor, tile: Sequence[int]) -> Tensor:
 class PackedFastConv:
     """A convolution by the fast algorithm, its weights transformed and packed; made by `pack`."""
 
-    def __init__(
-        self, packed: Tensor, weight_shape: Sequence[int], bias: Tensor | None, padding: Triple, tile: Triple
-    ):
+    def __init__(self, packed: Tensor, weight_shape: Sequence[int], bias: Tensor | None, padding: Triple, tile: Triple):
         self.weight_shape = tuple(weight_shape)
         self.padding = tuple(padding)
         self.tile = tile
@@ -234,5 +232,3 @@ class PackedFastConv:
             raise ConfigError(
                 f"out must be {tuple(shape)} in torch.channels_last_3d; got {tuple(out.shape)}, strides {out.stride()}"
             )
-
-
