@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +306,26 @@ def test_initial_weights_of_a_2d_net(tmp_path, ending):
     assert said.startswith(f"initial weights from {path}: ") and "entries loaded" in said
     first = next(p for n, p in model.named_parameters() if n.startswith("stem") and p.ndim == 5)
     torch.testing.assert_close(first.sum(2), state["conv1.weight"])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets glibc's allocator")
+def test_freed_memory_is_kept():
+    """Pages that are fetched from the system while 40 MB are taken, written and freed 20 times."""
+    code = """
+import resource, sys, torch
+from lean3d.engine.setup import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(10 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True).stdout)
+        for how in ("leave", "keep")
+    )
+    assert kept < given_back / 5
 
 
 def test_initial_weights_that_are_missing(tmp_path):

@@ -147,6 +147,8 @@ class _Training:
         self.first = fabric.is_global_zero
         self.log = RunLog(run, active=self.first)
         setup.check(config, self.world)
+        if fabric.device.type == "cpu":
+            setup.keep_freed_memory()
 
         manifest = read_manifest(config.data)
         if resume:
