@@ -19,10 +19,11 @@ constexpr int MR = 8, NV = 3;  // 24 of NEON's 32
 #endif
 constexpr int NR = NV * LANES;
 
-template <int ROWS, int V>
+// Rows come in groups of GROUP: the second group's inputs are `jump` floats behind the first's.
+template <int ROWS, int V, int GROUP>
 inline __attribute__((always_inline)) void tile(int columns, const float* const* taps, int num_taps, int64_t lda,
-                                                int64_t k, const float* __restrict panel, float* c, int64_t ldc,
-                                                const Epilogue& epilogue) {
+                                                int64_t jump, int64_t k, const float* __restrict panel, float* c,
+                                                int64_t ldc, const Epilogue& epilogue) {
   vec sum[ROWS][V];
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
@@ -30,13 +31,14 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
     for (int v = 0; v < V; ++v) sum[i][v] = vec{};
   for (int p = 0; p < num_taps; ++p) {
     const float* __restrict a = taps[p];
+    const float* __restrict a2 = a + jump;
     for (int64_t q = 0; q < k; ++q, panel += NR) {
       vec b[V];
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) b[v] = load(panel + v * LANES);
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
-        const float x = a[i * lda + q];
+        const float x = i < GROUP ? a[i * lda + q] : a2[(i - GROUP) * lda + q];
 #pragma GCC unroll 3
         for (int v = 0; v < V; ++v) sum[i][v] += x * b[v];
       }
@@ -49,10 +51,13 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
     const bool whole = left >= LANES;
     const mask m = tail(left);
     const int64_t at = v * LANES;
-    const vec bias = !epilogue.bias ? vec{} : whole ? load(epilogue.bias + at) : load(epilogue.bias + at, m);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; ++i) {
-      vec y = sum[i][v] + bias;
+      vec y = sum[i][v];
+      if (epilogue.bias) {
+        const float* b = epilogue.bias + i * epilogue.bias_stride + at;
+        y += whole ? load(b) : load(b, m);
+      }
       if (epilogue.residual) {
         const float* r = epilogue.residual + i * epilogue.residual_stride + at;
         y += whole ? load(r) : load(r, m);
@@ -66,25 +71,27 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
   }
 }
 
-using TileFunction = void (*)(int, const float* const*, int, int64_t, int64_t, const float*, float*, int64_t,
+using TileFunction = void (*)(int, const float* const*, int, int64_t, int64_t, int64_t, const float*, float*, int64_t,
                               const Epilogue&);
-template <int ROWS, int V>
-void tile_function(int columns, const float* const* taps, int num_taps, int64_t lda, int64_t k, const float* panel,
-                   float* c, int64_t ldc, const Epilogue& epilogue) {
-  tile<ROWS, V>(columns, taps, num_taps, lda, k, panel, c, ldc, epilogue);
+template <int ROWS, int V, int GROUP>
+void tile_function(int columns, const float* const* taps, int num_taps, int64_t lda, int64_t jump, int64_t k,
+                   const float* panel, float* c, int64_t ldc, const Epilogue& epilogue) {
+  tile<ROWS, V, GROUP>(columns, taps, num_taps, lda, jump, k, panel, c, ldc, epilogue);
 }
 
-template <int... I>
+template <int GROUPS, int... I>
 constexpr auto tile_table(std::integer_sequence<int, I...>) {
   struct Table {
     TileFunction by_rows[sizeof...(I)][NV];
   };
   if constexpr (NV == 3)
-    return Table{{{tile_function<I + 1, 1>, tile_function<I + 1, 2>, tile_function<I + 1, NV>}...}};
+    return Table{{{tile_function<GROUPS*(I + 1), 1, I + 1>, tile_function<GROUPS*(I + 1), 2, I + 1>,
+                   tile_function<GROUPS*(I + 1), NV, I + 1>}...}};
   else
-    return Table{{{tile_function<I + 1, 1>, tile_function<I + 1, NV>}...}};
+    return Table{{{tile_function<GROUPS*(I + 1), 1, I + 1>, tile_function<GROUPS*(I + 1), NV, I + 1>}...}};
 }
-constexpr auto TILES = tile_table(std::make_integer_sequence<int, MR>{});
+constexpr auto TILES = tile_table<1>(std::make_integer_sequence<int, MR>{});
+constexpr auto PAIRS = tile_table<2>(std::make_integer_sequence<int, MR / 2>{});
 
 }  // namespace
 
@@ -102,7 +109,12 @@ void gemm_pack(const float* b, int64_t stride_k, int64_t stride_n, int64_t k, in
 
 void gemm_tile(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t k,
                const float* panel, float* c, int64_t ldc, const Epilogue& epilogue) {
-  TILES.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, k, panel, c, ldc, epilogue);
+  TILES.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, 0, k, panel, c, ldc, epilogue);
+}
+
+void gemm_tile_pair(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t jump,
+                    int64_t k, const float* panel, float* c, int64_t ldc, const Epilogue& epilogue) {
+  PAIRS.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, jump, k, panel, c, ldc, epilogue);
 }
 
 void gemm(const float* a, int64_t lda, const float* packed, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,
@@ -115,9 +127,9 @@ void gemm(const float* a, int64_t lda, const float* packed, float* c, int64_t ld
     const int64_t begin = piece * block, end = std::min(m, begin + block);
     for (int64_t j = 0; j < n; j += NR) {
       Epilogue here = epilogue;
-      if (here.bias) here.bias += j;
       for (int64_t i = begin; i < end; i += MR) {
         const float* tap = a + i * lda;
+        if (epilogue.bias) here.bias = epilogue.bias + i * epilogue.bias_stride + j;
         if (epilogue.residual) here.residual = epilogue.residual + i * epilogue.residual_stride + j;
         gemm_tile(static_cast<int>(std::min<int64_t>(MR, end - i)), static_cast<int>(std::min<int64_t>(NR, n - j)), &tap,
                   1, lda, k, packed + j * k, c + i * ldc + j, ldc, here);

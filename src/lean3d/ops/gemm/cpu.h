@@ -15,10 +15,11 @@ namespace lean3d {
 
 // What happens to a sum before it is stored, in this order. Pointers may be null.
 struct Epilogue {
-  const float* bias = nullptr;      // (N)
+  const float* bias = nullptr;      // (N): row i at bias + i * bias_stride
   const float* residual = nullptr;  // like C: row i at residual + i * residual_stride
   int64_t residual_stride = 0;      // 0: one row for all
   bool relu = false;
+  int64_t bias_stride = 0;          // 0: one row for all
 };
 
 }  // namespace lean3d
@@ -34,6 +35,10 @@ struct Epilogue {
   /* One tile: rows <= gemm_mr() rows, columns <= gemm_nr() columns of one panel. */                                 \
   void gemm_tile(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t k,              \
                  const float* panel, float* c, int64_t ldc, const Epilogue& epilogue);                               \
+  /* One tile of two times `rows` <= gemm_mr() / 2 rows: the second half's inputs are `jump` floats behind the       \
+     first's, its outputs follow the first's. For rows of output too short to fill a tile. */                        \
+  void gemm_tile_pair(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t jump,      \
+                      int64_t k, const float* panel, float* c, int64_t ldc, const Epilogue& epilogue);               \
   /* All of C (m, n): one tap, on `threads` threads. */                                                              \
   void gemm(const float* a, int64_t lda, const float* packed, float* c, int64_t ldc, int64_t m, int64_t n,           \
             int64_t k, const Epilogue& epilogue, int threads);
