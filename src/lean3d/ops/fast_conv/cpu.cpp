@@ -7,6 +7,8 @@
 namespace lean3d::LEAN3D_ISA {
 namespace {
 
+constexpr float A = 0.75f, B = 1.5f, A2 = A * A, B2 = B * B;  // the points of F(4, 3) besides 0: A, -A, B, -B
+
 // B^T of F(2, 3) (4 places) and of F(4, 3) (6 places), and A^T, over vectors of channels.
 template <int N>
 inline void to_points(const vec* d, vec* v) {
@@ -18,14 +20,14 @@ inline void to_points(const vec* d, vec* v) {
     v[2] = d[2] - d[1];
     v[3] = d[3] - d[1];
   } else {
-    const vec even = 4.0f * d[2] - d[4], odd = d[3] - 4.0f * d[1];
-    const vec even2 = d[4] - d[2], odd2 = d[3] - d[1];
-    v[0] = 4.0f * d[0] + (d[4] - 5.0f * d[2]);
-    v[1] = even - odd;
-    v[2] = even + odd;
-    v[3] = even2 + 2.0f * odd2;
-    v[4] = even2 - 2.0f * odd2;
-    v[5] = 4.0f * d[1] + (d[5] - 5.0f * d[3]);
+    const vec even = B2 * d[2] - d[4], odd = d[3] - B2 * d[1];
+    const vec even2 = d[4] - A2 * d[2], odd2 = d[3] - A2 * d[1];
+    v[0] = A2 * B2 * d[0] + (d[4] - (A2 + B2) * d[2]);
+    v[1] = even - A * odd;
+    v[2] = even + A * odd;
+    v[3] = even2 + B * odd2;
+    v[4] = even2 - B * odd2;
+    v[5] = A2 * B2 * d[1] + (d[5] - (A2 + B2) * d[3]);
   }
 }
 
@@ -39,9 +41,9 @@ inline void from_points(const vec* p, vec* y) {
   } else {
     const vec even = p[1] + p[2], odd = p[1] - p[2], even2 = p[3] + p[4], odd2 = p[3] - p[4];
     y[0] = p[0] + even + even2;
-    y[1] = odd + 2.0f * odd2;
-    y[2] = even + 4.0f * even2;
-    y[3] = odd + 8.0f * odd2 + p[5];
+    y[1] = A * odd + B * odd2;
+    y[2] = A2 * even + B2 * even2;
+    y[3] = A2 * A * odd + (B2 * B * odd2 + p[5]);
   }
 }
 

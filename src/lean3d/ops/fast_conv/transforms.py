@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -60,29 +60,31 @@ class Transform:
         return at, g, bt
 
 
-def points() -> Iterator[Fraction]:
-    """The points, in the order in which they are taken: 0, 1, -1, 2, -2, 1/2, -1/2, 4, -4, 1/4, -1/4, 8, ...
+def points(count: int) -> list[Fraction]:
+    """The first so many of 0, 1, -1, 2, -2, 1/2, -1/2, 4, -4, 1/4, -1/4, 8, ...; infinity comes on top of them.
 
-    Infinity comes on top as the last point of every F(m, r). Pairs of opposite sign let B^T share its even and odd
-    parts, reciprocals keep the powers in range, and powers of two keep A^T and B^T free of rounding.
+    Pairs of opposite sign let B^T share its even and odd parts, and dyadic points keep A^T and B^T free of rounding.
+    Errors are least where small and large powers of the points balance: where the reciprocal of each is one, too. Where
+    those of the last pair are not among the first so many, all points are 3/4 of the above: 0, 3/4, -3/4, 3/2, -3/2 for
+    F(4, 3), whose error that makes 3 times smaller, and 8 times in three nested axes (docs/fast_algorithm.md).
     """
-    yield from map(Fraction, (0, 1, -1))
-    for k in itertools.count(1):
-        for p in (Fraction(2**k), Fraction(1, 2**k)):
-            yield p
-            yield -p
+    pairs = (p for k in itertools.count(1) for p in (Fraction(2**k), Fraction(1, 2**k)))
+    signed = (s for p in pairs for s in (p, -p))
+    first = list(itertools.islice(itertools.chain(map(Fraction, (0, 1, -1)), signed), count))
+    scale = Fraction(3, 4) if count % 4 in (0, 1) else Fraction(1)
+    return [scale * p for p in first]
 
 
 @functools.cache
 def cook_toom(m: int, r: int) -> Transform:
-    """The matrices of F(m, r), for the m + r - 2 first of `points` and infinity.
+    """The matrices of F(m, r), for m + r - 2 `points` and infinity.
 
-    F(2, 3) and F(4, 3) are those that Lavin & Gray print, but for the signs of some rows. m = 1 and r = 1 give the
-    direct form (identities and ones), which needs as few multiplications.
+    F(2, 3) is the one that Lavin & Gray print, and F(4, 3) theirs with all points scaled by 3/4. m = 1 and r = 1 give
+    the direct form (identities and ones), which needs as few multiplications.
 
     Each row of the product (G g) * (B^T d) may be scaled: a factor in G, its inverse in B^T or A^T. Factors that are
-    powers of two change no rounding error. The others, which interpolation divides by (6 and 24 in F(4, 3)), are all in
-    G: only the filter, transformed once, meets constants that floats can't hold.
+    powers of two change no rounding error. The others, which interpolation divides by (3 in F(4, 3)), are all in G:
+    only the filter, transformed once, meets constants that floats can't hold.
 
     Args:
         m: outputs of a tile, 1 or more.
@@ -97,7 +99,7 @@ def cook_toom(m: int, r: int) -> Transform:
     if m == 1 or r == 1:
         identity, ones = _identity(n), ((Fraction(1),),) * n
         return Transform(m, r, _transposed(ones) if m == 1 else identity, identity if m == 1 else ones, identity)
-    finite = list(itertools.islice(points(), n - 1))
+    finite = points(n - 1)
     g, bt = [], []
     for i, p in enumerate(finite):
         others = finite[:i] + finite[i + 1 :]
