@@ -95,6 +95,7 @@ class FastConv3d(Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, O, T', H', W')`, in `torch.channels_last_3d`."""
+        x = x.to(torch.promote_types(x.dtype, self.weight.dtype))  # under autocast the weight is the wider one
         w0, w1, h0, h1, t0, t1 = self._reversed_padding_repeated_twice
         padding = (t0, h0, w0)
         if self.padding_mode != "zeros" or padding != (t1, h1, w1):  # even kernels with padding="same"
@@ -113,13 +114,12 @@ class FastConv3d(Conv3d):
             return None  # what a tracer's tensors give is of no use later
         if weight.is_inference():
             return None  # has no version to tell that it changed
-        dtype = torch.promote_types(x.dtype, weight.dtype)
         backend = choose_backend("auto", x, weight, tile, self.groups)
-        made_for = (_steps, weight._version, weight.data_ptr(), weight.device, dtype, tile, backend)
+        made_for = (_steps, weight._version, weight.data_ptr(), weight.device, x.dtype, tile, backend)
         kept = self._prepared
         if kept is not None and kept.weight is weight and kept.made_for == made_for:
             return kept.value
-        value = prepare_weight(weight.to(dtype), tile=tile, groups=self.groups, backend=backend)
+        value = prepare_weight(weight.to(x.dtype), tile=tile, groups=self.groups, backend=backend)
         self._prepared = _Prepared(weight, made_for, value)
         return value
 

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from lean3d.errors import BackendError, ConfigError
 from lean3d.ops import native
 from lean3d.ops.conv.reference import Triple
+from lean3d.ops.fast_conv import native as kernels
 from lean3d.ops.fast_conv.reference import (
     output_size,
     transform_weight,
@@ -49,25 +50,42 @@ class Backend:
     prepare: Callable[[Tensor, Sequence[int], int], Tensor]
     """weight, tile, groups -> the transformed weights, laid out as `convolve` wants them."""
     convolve: Convolve
-    """x, prepared weights, outputs, kernel, tile, padding, groups -> y without bias, in any layout."""
+    """x, prepared weights, outputs, the weight's shape, tile, padding, groups -> y without bias, in any layout."""
 
 
 def _torch_convolve(
     x: Tensor,
     u: Tensor,
     outputs: Sequence[int],
-    kernel: Sequence[int],
+    weight_shape: Sequence[int],
     tile: Sequence[int],
     padding: Sequence[int],
     groups: int,
 ) -> Tensor:
     """`transformed_conv3d`, some clips at a time."""
-    size = _transformed_size(outputs, kernel, tile) * (x.shape[1] + u.shape[1])
+    kernel = weight_shape[2:]
+    at_once = _clips_at_once(outputs, kernel, tile, x.shape[1] + weight_shape[0])
     parts = [
-        transformed_conv3d(part.to(u.dtype), u, outputs, kernel, tile, padding, groups)
-        for part in x.split(max(1, CHUNK // size))
+        transformed_conv3d(part.to(u.dtype), u, outputs, kernel, tile, padding, groups) for part in x.split(at_once)
     ]
     return torch.cat(parts)
+
+
+def _native_convolve(
+    x: Tensor,
+    packed: Tensor,
+    outputs: Sequence[int],
+    weight_shape: Sequence[int],
+    tile: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    (pt, ph, pw), (mt, mh, mw) = padding, tile
+    return kernels.PackedFastConv(packed, weight_shape, None, (pt, ph, pw), (mt, mh, mw))(x)
+
+
+def _clips_at_once(outputs: Sequence[int], kernel: Sequence[int], tile: Sequence[int], channels: int) -> int:
+    return max(1, CHUNK // (_transformed_size(outputs, kernel, tile) * channels))
 
 
 def _transformed_size(outputs: Sequence[int], kernel: Sequence[int], tile: Sequence[int]) -> int:
@@ -76,6 +94,14 @@ def _transformed_size(outputs: Sequence[int], kernel: Sequence[int], tile: Seque
 
 
 BACKENDS: dict[str, Backend] = {
+    "native": Backend(
+        absence=native.absence,
+        accepts=lambda x, weight, tile, groups: (
+            native.takes(x, weight) and groups == 1 and kernels.takes_tile(weight.shape[2:], tile)
+        ),
+        prepare=lambda weight, tile, groups: kernels.pack_weight(weight, tile),
+        convolve=_native_convolve,
+    ),
     "torch": Backend(
         absence=lambda: "",
         accepts=lambda x, weight, tile, groups: True,
@@ -158,7 +184,7 @@ def fast_conv3d(
         groups: as in `torch.nn.Conv3d`.
         prepared: what `prepare_weight` gave for this weight, tile, groups and backend; by default it is done here.
         backend: a name in `BACKENDS`, or "auto": the first that can. `lean3d.ops.native.last_backend`
-            with "fast_conv3d" says which one ran.
+            of "fast_conv3d" says which one ran.
 
     Returns:
         `(N, O, T', H', W')`, in `torch.channels_last_3d`.
@@ -171,7 +197,6 @@ def fast_conv3d(
     if dtype not in DTYPES:
         raise ConfigError(f"fast_conv3d takes float32, float64, bfloat16 or float16; got {x.dtype} and {weight.dtype}")
     tile = resolve_tile(tile, output_size(x.shape, weight.shape, padding, groups), weight.shape[2:])
-    choose_backend(backend, x, weight, tile, groups)  # raises outside of the operator, where it is caught more easily
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     return torch.ops.lean3d.fast_conv3d(x, weight, bias, prepared, padding, groups, tile, backend)
 
@@ -230,7 +255,7 @@ def _fast_conv3d(
     if prepared is None:
         prepared = prepare_weight(weight, tile=tile, groups=groups, backend=name)
     with torch.autocast(x.device.type, enabled=False):  # which would narrow the products in the transformed domain
-        y = BACKENDS[name].convolve(x, prepared, outputs, weight.shape[2:], tile, padding, groups)
+        y = BACKENDS[name].convolve(x, prepared, outputs, weight.shape, tile, padding, groups)
     native.ran("fast_conv3d", name)
     out = torch.empty(y.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
     return out.copy_(y) if bias is None else out.copy_(y + bias.to(y.dtype)[:, None, None, None])
@@ -267,8 +292,7 @@ def _weight_gradient(
     backend: str,
 ) -> Tensor:
     dtype = _working_dtype(x)
-    size = _transformed_size(gradient.shape[2:], kernel, tile) * (x.shape[1] + gradient.shape[1])
-    at_once = max(1, CHUNK // size)
+    at_once = _clips_at_once(gradient.shape[2:], kernel, tile, x.shape[1] + gradient.shape[1])
     total = torch.zeros(gradient.shape[1], x.shape[1] // groups, *kernel, dtype=dtype, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
         for part, part_gradient in zip(x.split(at_once), gradient.split(at_once), strict=True):
