@@ -115,6 +115,32 @@ def test_light_c3d_with_a_dense_first_layer_takes_the_gradient_too():
         assert len(gradients(model.stages[0])) == (trg == "stage1")
 
 
+@pytest.mark.parametrize("stem", ["separable", "conv"])
+@pytest.mark.parametrize("shrink", ["pool", "stride"])
+@pytest.mark.parametrize("layers, halve_time_from", [(8, 2), (8, 4), (5, 3), (5, 6)])
+def test_light_c3d_shrinks_where_it_is_told(stem, shrink, layers, halve_time_from):
+    model = create_model("c3d_light", stem=stem, shrink=shrink, layers=layers, halve_time_from=halve_time_from, **SMALL)
+    blocks = [m for m in model.modules() if isinstance(m, FullySeparableBlock)]
+    assert len(blocks) == layers - (stem == "conv")
+    x, frames = torch.randn(2, 3, 8, 32, 48), 8
+    for number, stage in enumerate(model.stages, 1):
+        x = stage(x)
+        frames = -(-frames // 2) if number >= halve_time_from else frames
+        assert x.shape[2:] == (frames, -(-32 // 2**number), -(-48 // 2**number))
+    x.square().sum().backward()
+    assert all(p.grad is not None for p in model.stages.parameters())
+    strided = any(block.depthwise.stride != (1, 1, 1) for block in blocks)
+    assert strided == (shrink == "stride")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("stem", "dense"), ("layers", 6), ("shrink", "max"), ("halve_time_from", 1)]
+)
+def test_light_c3d_refuses_what_it_has_not(argument, value):
+    with pytest.raises(ConfigError, match=f"{argument} must be one of .*; got {value!r}"):
+        create_model("c3d_light", **{argument: value})
+
+
 @pytest.mark.parametrize(
     ("trg", "mode", "message"),
     [("stage5", "replace", "input, stage1, .*stage4, blocks.*got 'stage5'"), ("input", "add", "replace or beside")],

@@ -1,22 +1,32 @@
 """C3D (Tran et al., ICCV 2015, arXiv 1412.0767) and its light form (arXiv 1905.13388).
 
-Eight 3x3x3 convolutions, a max pooling after the 1st, 2nd, 4th, 6th and 8th.
+Eight 3x3x3 convolutions, a max pooling after the 1st, 2nd, 4th, 6th and 8th. The light form may have five, as many as
+the nets on which C3D's authors compare kernels, before they settle on eight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3d.blocks import ConvBN, FullySeparableBlock, Head, TRGPlaces, trg_places
+from lean3d.errors import ConfigError
 from lean3d.models.registry import VideoNet, register_model, scaled
+from lean3d.ops.conv.reference import Triple
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+"""Channels of each stage's convolutions."""
+
+
+class Layer(Protocol):
+    """Makes a convolution with what belongs to it."""
+
+    def __call__(self, in_channels: int, out_channels: int, *, stride: Triple = ...) -> nn.Module: ...
 
 
 class ShrinkPool(nn.Module):
@@ -45,7 +55,7 @@ class ConvReLU(ConvBN):
 
 
 def _c3d(
-    layer: Callable[[int, int], nn.Module],
+    layer: Layer,
     num_classes: int,
     in_channels: int,
     width: float,
@@ -53,12 +63,18 @@ def _c3d(
     *,
     trg: TRGPlaces | None = None,
     first: Callable[[int, int], nn.Module] | None = None,
+    plan: tuple[tuple[int, ...], ...] = STAGES,
+    pooled: bool = True,
+    halve_time_from: int = 2,
 ) -> VideoNet:
-    """C3D's plan with `layer` for each convolution; `first` takes the place of the first one and its pooling."""
+    """C3D's plan with `layer` for each convolution; `first` takes the place of the first one and its pooling.
+
+    `pooled`: max pooling at the end of a stage; if not, a stride of its last convolution.
+    """
     trg = trg or TRGPlaces()
     stages: list[nn.Module] = []
     channels = trg.channels("input", in_channels)
-    for number, widths in enumerate(STAGES):
+    for number, widths in enumerate(plan):
         place = f"stage{number + 1}"
         parts = trg.modules(place)
         channels = trg.channels(place, channels)
@@ -68,10 +84,13 @@ def _c3d(
             stages.append(nn.Sequential(*parts, layer_1) if parts else layer_1)
             channels = out_channels
             continue
-        for out_channels in (scaled(c, width) for c in widths):
-            parts += [*trg.modules("blocks"), layer(trg.channels("blocks", channels), out_channels)]
+        halves_time = number + 1 >= halve_time_from
+        for place_in_stage, out_channels in enumerate(scaled(c, width) for c in widths):
+            strided = not pooled and place_in_stage == len(widths) - 1
+            stride = (2 if halves_time else 1, 2, 2) if strided else (1, 1, 1)
+            parts += [*trg.modules("blocks"), layer(trg.channels("blocks", channels), out_channels, stride=stride)]
             channels = out_channels
-        stages.append(nn.Sequential(*parts, ShrinkPool(time=number > 0)))
+        stages.append(nn.Sequential(*parts, *[ShrinkPool(time=halves_time)] * pooled))
     stem = nn.Sequential(*trg.modules("input"))
     return VideoNet(stem, stages, Head(channels, num_classes, dropout=dropout))
 
@@ -101,6 +120,9 @@ def c3d_light(
     trg: str = "input",
     trg_mode: Literal["replace", "beside"] = "replace",
     stem: Literal["separable", "conv"] = "separable",
+    layers: Literal[8, 5] = 8,
+    shrink: Literal["pool", "stride"] = "pool",
+    halve_time_from: int = 2,
 ) -> VideoNet:
     """Light C3D: every convolution a Fully Separable Block, the Temporal Residual Gradient at the input.
 
@@ -113,8 +135,32 @@ def c3d_light(
         stem: the first layer. "separable": a block like the others, then its pooling. "conv": a dense 3x5x5 convolution
             at stride (1, 2, 2) in place of both. With so few input channels a dense kernel costs little, and nothing is
             computed at full resolution, where a separable block spends most of a training step moving memory.
+        layers: 8: C3D's. 5: the first of each stage, for small data: fewer normalisations and ReLUs in a row.
+        shrink: what makes a stage's output smaller. "pool": C3D's max pooling. "stride": strides of the stage's last
+            block, which then doesn't compute what pooling throws away: a training step is about twice as fast.
+        halve_time_from: the first stage that halves time, 2 to 5; 6: none does. Late keeps short events apart, for more
+            work.
+
+    Raises:
+        ConfigError: An argument has another value.
     """
-    layer = partial(FullySeparableBlock, kernel_size=3, expansion=expansion)
-    first = partial(ConvReLU, kernel_size=(3, 5, 5), stride=(1, 2, 2)) if stem == "conv" else None
-    places = trg_places(trg, trg_mode, len(STAGES))
-    return _c3d(layer, num_classes, in_channels, width, dropout, trg=places, first=first)
+    for name, value, accepted in (
+        ("stem", stem, ("separable", "conv")),
+        ("layers", layers, (8, 5)),
+        ("shrink", shrink, ("pool", "stride")),
+        ("halve_time_from", halve_time_from, (2, 3, 4, 5, 6)),
+    ):
+        if value not in accepted:
+            raise ConfigError(f"{name} must be one of {', '.join(map(str, accepted))}; got {value!r}")
+    return _c3d(
+        partial(FullySeparableBlock, kernel_size=3, expansion=expansion),
+        num_classes,
+        in_channels,
+        width,
+        dropout,
+        trg=trg_places(trg, trg_mode, len(STAGES)),
+        first=partial(ConvReLU, kernel_size=(3, 5, 5), stride=(1, 2, 2)) if stem == "conv" else None,
+        plan=STAGES if layers == 8 else tuple(widths[:1] for widths in STAGES),
+        pooled=shrink == "pool",
+        halve_time_from=halve_time_from,
+    )
