@@ -2,6 +2,17 @@
 
 from lean3d.ops.conv import conv3d, conv3d_reference
 from lean3d.ops.fast_conv import fast_conv3d, fast_conv3d_reference
-from lean3d.ops.pool import pool3d, pool3d_reference
+from lean3d.ops.norm import batch_norm, batch_norm_reference
+from lean3d.ops.pool import max_pool3d, pool3d, pool3d_reference
 
-__all__ = ["conv3d", "conv3d_reference", "fast_conv3d", "fast_conv3d_reference", "pool3d", "pool3d_reference"]
+__all__ = [
+    "batch_norm",
+    "batch_norm_reference",
+    "conv3d",
+    "conv3d_reference",
+    "fast_conv3d",
+    "fast_conv3d_reference",
+    "max_pool3d",
+    "pool3d",
+    "pool3d_reference",
+]

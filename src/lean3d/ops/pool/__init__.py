@@ -1,6 +1,6 @@
-"""3D pooling at stride 1: the big view of the SmallBig unit."""
+"""3D pooling: the big view of the SmallBig unit, and what makes activations smaller."""
 
-from lean3d.ops.pool.op import pool3d
+from lean3d.ops.pool.op import max_pool3d, pool3d
 from lean3d.ops.pool.reference import pool3d_reference
 
-__all__ = ["pool3d", "pool3d_reference"]
+__all__ = ["max_pool3d", "pool3d", "pool3d_reference"]
