@@ -5,7 +5,8 @@ A caller who wants them all catches `Lean3dError`; each also is the builtin that
     Lean3dError
     ├── ConfigError (ValueError)         a setting or an argument is wrong: says what came and what is accepted
     │   ├── UnknownModelError (KeyError) no model of that name: names its neighbours
-    │   └── UnknownRecipeError (KeyError)
+    │   ├── UnknownRecipeError (KeyError)
+    │   └── StreamingError               a model can't run frame by frame as it is, or a frame doesn't fit its stream
     ├── DataError (ValueError)           labels, splits or annotation files don't fit together
     │   ├── DecodeError                  one file can't be decoded: carries `path` and `reason`
     │   └── TooManyBadFilesError         more than the allowed share of files was bad
@@ -40,6 +41,10 @@ class UnknownModelError(ConfigError, KeyError):
 
 class UnknownRecipeError(ConfigError, KeyError):
     """No recipe is registered under that name."""
+
+
+class StreamingError(ConfigError):
+    """A model can't run frame by frame as it is, or a frame or a state doesn't fit its stream."""
 
 
 class DataError(Lean3dError, ValueError):

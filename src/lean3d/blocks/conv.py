@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3d import ops
+from lean3d.blocks.streaming import Chain, Frames, Stream, Streaming, Windows
 from lean3d.ops.conv.reference import Triple
 
 
@@ -13,7 +17,7 @@ def triple(value: int | Triple) -> Triple:
     return (value, value, value) if isinstance(value, int) else value
 
 
-class Conv3d(nn.Conv3d):
+class Conv3d(Streaming, nn.Conv3d):
     """`torch.nn.Conv3d` with the same arguments, weights and results, computed by `lean3d.ops.conv3d`.
 
     Flat kernels run several times faster on a CPU, forward and backward, when activations are in
@@ -32,8 +36,74 @@ class Conv3d(nn.Conv3d):
             groups=self.groups,
         )
 
+    def time_padding(self) -> tuple[int, int]:
+        """Frames of zeros before the first and after the last one."""
+        return self.padding[0], self.padding[0]  # type: ignore[return-value]
 
-class ConvBN(nn.Module):
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        left, right = self.time_padding()
+        size = (self.kernel_size[0] - 1) * self.dilation[0] + 1
+        if (size, self.stride[0], left, right) == (1, 1, 0, 0):
+            return Frames(self)
+        window = partial(
+            ops.conv3d,
+            weight=self.weight,
+            bias=self.bias,
+            stride=self.stride,  # type: ignore[arg-type]
+            padding=(0, *self.padding[1:]),  # type: ignore[arg-type]
+            dilation=self.dilation,  # type: ignore[arg-type]
+            groups=self.groups,
+        )
+        return Windows(window, size, stride=self.stride[0], left=left, right=right, fill=0.0)
+
+
+class CausalConv3d(Conv3d):
+    """`Conv3d` that doesn't wait: as many frames of zeros, but before the first frame rather than after the last one.
+
+    At stride 1 an output sees its own frame and those before it. At stride s in time, output j sees frames up to
+    j * s + s - 1 and comes with that frame, the last one before the next output's; a kernel that doesn't reach further
+    stays where it was.
+    """
+
+    @classmethod
+    def of(cls, conv: Conv3d) -> CausalConv3d:
+        """The causal form of a convolution, with its parameters."""
+        causal = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        causal.weight, causal.bias = conv.weight, conv.bias
+        return causal.train(conv.training)
+
+    def time_padding(self) -> tuple[int, int]:
+        """Frames of zeros before the first and after the last one."""
+        left, right = super().time_padding()
+        without_future = (self.kernel_size[0] - 1) * self.dilation[0] + 1 - self.stride[0]
+        moved = max(0, min(right, without_future - left))
+        return left + moved, right - moved
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, O, T', H', W')`, the shape that `Conv3d` gives."""
+        return ops.conv3d(
+            F.pad(x, (0, 0, 0, 0, *self.time_padding())),
+            self.weight,
+            self.bias,
+            stride=self.stride,  # type: ignore[arg-type]
+            padding=(0, *self.padding[1:]),  # type: ignore[arg-type]
+            dilation=self.dilation,  # type: ignore[arg-type]
+            groups=self.groups,
+        )
+
+
+class ConvBN(Streaming, nn.Module):
     """`BN(conv(x))`, padded so that stride 1 keeps the size.
 
     Args:
@@ -67,3 +137,7 @@ class ConvBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, O, T', H', W')`."""
         return self.bn(self.conv(x))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return Chain(self.conv, self.bn)

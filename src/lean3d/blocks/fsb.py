@@ -7,13 +7,14 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from lean3d.blocks.conv import Conv3d, triple
+from lean3d.blocks.streaming import Chain, Stream, Streaming
 from lean3d.errors import ConfigError
 from lean3d.ops.conv.reference import Triple
 
 STEPS = ("temporal", "depthwise", "pointwise")
 
 
-class FullySeparableBlock(nn.Module):
+class FullySeparableBlock(Streaming, nn.Module):
     """A dense K x R x S convolution taken apart into time, plane and channels.
 
     With N output channels, C input channels and alpha the `expansion` of the middle:
@@ -113,3 +114,11 @@ class FullySeparableBlock(nn.Module):
         x = self.after_temporal(self.temporal(x))
         x = self.after_depthwise(self.depthwise(x))
         return self.after_pointwise(self.pointwise(x))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return Chain(
+            *(self.temporal, self.after_temporal),
+            *(self.depthwise, self.after_depthwise),
+            *(self.pointwise, self.after_pointwise),
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from lean3d.blocks.streaming import Chain, Recent, Stream
+
 
 class Head(nn.Module):
     """Global average over time and plane, dropout, linear classifier: any clip length and size.
@@ -24,3 +26,8 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, num_classes)`."""
         return self.linear(self.dropout(x.mean((2, 3, 4))))
+
+    def stream(self, frames: int) -> Stream:
+        """The head frame by frame: the scores of the last `frames` frames of features, those that there are."""
+        mean = Recent(frames, "mean")
+        return Chain(lambda x: x.mean((3, 4), keepdim=True), mean, lambda x: self.linear(x.flatten(1)))

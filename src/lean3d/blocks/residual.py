@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from lean3d.blocks.conv import ConvBN
 from lean3d.blocks.fsb import FullySeparableBlock
 from lean3d.blocks.smallbig import BIG_VIEW, GLOBAL_TIME_VIEW, SmallBigExtra, SmallBigUnit
+from lean3d.blocks.streaming import Chain, Stream, Streaming, together
 from lean3d.blocks.trg import TRGPlaces
 from lean3d.ops.conv.reference import Triple
 from lean3d.ops.pool.reference import Mode, Window
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(Streaming, nn.Module):
     """`relu(shortcut(x) + u_n(... relu(u_1(x))))`, each unit a convolution with its normalisation.
 
     Args:
@@ -50,6 +51,11 @@ class ResidualBlock(nn.Module):
         for unit in self.units[:-1]:
             y = F.relu(unit(y))
         return F.relu(self.units[-1](y) + self.shortcut(x))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        units = [part for unit in self.units[:-1] for part in (unit, F.relu)]
+        return Chain(self.before, together(lambda y, x: F.relu(y + x), Chain(*units, self.units[-1]), self.shortcut))
 
 
 def bottleneck(

@@ -10,6 +10,19 @@ from torch import Tensor, nn
 
 from lean3d import ops
 from lean3d.blocks.conv import Conv3d, ConvBN
+from lean3d.blocks.streaming import (
+    Chain,
+    Frames,
+    Recent,
+    SlidingMax,
+    Stream,
+    Streaming,
+    Windows,
+    sliding_max,
+    sliding_mean,
+    together,
+    whole_clip,
+)
 from lean3d.errors import ConfigError
 from lean3d.ops.conv.reference import Triple
 from lean3d.ops.pool.reference import Mode, Window, check_window
@@ -18,8 +31,12 @@ BIG_VIEW: Window = (3, 3, 3)
 GLOBAL_TIME_VIEW: Window = (None, 3, 3)
 
 
-class Pool3d(nn.Module):
+class Pool3d(Streaming, nn.Module):
     """Pooling at stride 1 that keeps the size; see `lean3d.ops.pool3d`.
+
+    With a `horizon`, the window in time is the last so many frames, those that there are, in place of `window[0]`; the
+    result is as long as x. `limit_time` sets it: the clip's length for a window over the whole clip, and in the causal
+    form the window's own for the others.
 
     Args:
         window: odd sizes in time, height, width; None for a whole axis, which then has length 1.
@@ -30,14 +47,39 @@ class Pool3d(nn.Module):
         super().__init__()
         check_window(window, mode)
         self.window, self.mode = window, mode
+        self.horizon: int | None = None
+
+    def limit_time(self, frames: int, *, causal: bool) -> None:
+        """No more than `frames` frames of the past, and with `causal` none of the future."""
+        if self.window[0] is None or causal:
+            self.horizon = self.window[0] or frames
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> the same, or 1 along the axes whose window is None."""
-        return ops.pool3d(x, self.window, self.mode)
+        if self.horizon is None:
+            return ops.pool3d(x, self.window, self.mode)
+        return (sliding_max if self.mode == "max" else sliding_mean)(self._in_plane(x), self.horizon)
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        time = self.window[0]
+        if time is None:
+            frames = whole_clip(self.horizon, f"Pool3d {self.window} takes a {self.mode} over the whole clip")
+            return Chain(self._in_plane, SlidingMax(frames) if self.mode == "max" else Recent(frames, "mean"))
+        if time == 1:
+            return Frames(self)
+        left, right = (time // 2, time // 2) if self.horizon is None else (time - 1, 0)
+        return Chain(self._in_plane, Windows(self._in_time, time, left=left, right=right))
+
+    def _in_plane(self, x: Tensor) -> Tensor:
+        return ops.pool3d(x, (1, *self.window[1:]), self.mode)
+
+    def _in_time(self, x: Tensor) -> Tensor:
+        return x.amax(2, keepdim=True) if self.mode == "max" else x.mean(2, keepdim=True)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
-        return f"window={self.window}, mode={self.mode!r}"
+        return f"window={self.window}, mode={self.mode!r}, horizon={self.horizon}"
 
 
 class SmallBigUnit(ConvBN):
@@ -79,11 +121,16 @@ class SmallBigUnit(ConvBN):
         big_conv = self.big_conv or self.conv
         return self.bn(self.conv(x)) + self.big_bn(big_conv(self.pool(x)))
 
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return together(torch.add, super().stream(), Chain(self.pool, self.big_conv or self.conv, self.big_bn))
 
-class SmallBigExtra(nn.Module):
+
+class SmallBigExtra(Streaming, nn.Module):
     """`x + BN(W2(W1 x * sigmoid(W1 max(x))))`: one more step, with the whole clip as the big view, as an attention.
 
-    It stands before a block. W1 takes C channels to C / 4, W2 back. The BN starts at 0, and the step as x.
+    It stands before a block. W1 takes C channels to C / 4, W2 back. The BN starts at 0, and the step as x. With a
+    `horizon` the big view at each time is that of its last so many frames.
 
     Args:
         channels: C.
@@ -95,10 +142,28 @@ class SmallBigExtra(nn.Module):
         self.reduce = Conv3d(channels, inner, 1, bias=False)
         self.expand = ConvBN(inner, channels, 1)
         nn.init.zeros_(self.expand.bn.weight)
+        self.horizon: int | None = None
+
+    def limit_time(self, frames: int, *, causal: bool) -> None:
+        """No more than `frames` frames of the past, and none of the future."""
+        self.horizon = frames
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, C, T, H, W)`."""
-        gate = torch.sigmoid(self.reduce(x.amax((2, 3, 4), keepdim=True)))
+        if self.horizon is None:
+            return self._gated(x, self._gate(x.amax((2, 3, 4), keepdim=True)))
+        return self._gated(x, self._gate(sliding_max(x.amax((3, 4), keepdim=True), self.horizon)))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        maximum = Recent(whole_clip(self.horizon, "SmallBigExtra takes a maximum over the whole clip"), "max")
+        gate = Chain(lambda x: x.amax((3, 4), keepdim=True), maximum, self._gate)
+        return together(self._gated, nn.Identity(), gate)
+
+    def _gate(self, maximum: Tensor) -> Tensor:
+        return torch.sigmoid(self.reduce(maximum))
+
+    def _gated(self, x: Tensor, gate: Tensor) -> Tensor:
         return x + self.expand(self.reduce(x) * gate)
 
 

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3d.blocks.conv import ConvBN
+from lean3d.blocks.streaming import Chain, Stream, Streaming, Windows
 from lean3d.ops.conv.op import fold_time, unfold_time
 
 
-class SpatialMaxPool(nn.Module):
+class SpatialMaxPool(Streaming, nn.Module):
     """Max pooling 1 x 3 x 3 at stride (1, 2, 2), time folded into the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -18,13 +19,17 @@ class SpatialMaxPool(nn.Module):
         return unfold_time(F.max_pool2d(fold_time(x), 3, stride=2, padding=1), x.shape[0])
 
 
-class TemporalMaxPool(nn.Module):
+class TemporalMaxPool(Streaming, nn.Module):
     """Max pooling 2 x 1 x 1 at stride (2, 1, 1); a last odd frame is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, C, T / 2, H, W)`, rounded up."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         return F.max_pool3d(x, (2, 1, 1), ceil_mode=True)
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return Windows(lambda frames: frames.amax(2, keepdim=True), 2, stride=2, right=1)
 
 
 class ConvStem(ConvBN):
@@ -43,6 +48,10 @@ class ConvStem(ConvBN):
         """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 2, W / 2)`, rounded up."""
         return F.relu(super().forward(x))
 
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return Chain(super().stream(), F.relu)
+
 
 class ResNetStem(ConvStem):
     """time x 7 x 7 convolution at stride (1, 2, 2), BN, ReLU, max pooling 1 x 3 x 3 at stride (1, 2, 2).
@@ -60,3 +69,7 @@ class ResNetStem(ConvStem):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 4, W / 4)`, rounded up."""
         return self.pool(super().forward(x))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return Chain(super().stream(), self.pool)

@@ -12,6 +12,7 @@ from lean3d.models.registry import (
     model_summary,
     register_model,
 )
+from lean3d.models.streaming import NetStream
 from lean3d.models.weights_2d import LoadReport, load_2d_weights
 from lean3d.models.weights_pytorchvideo import from_pytorchvideo
 
@@ -19,6 +20,7 @@ __all__ = [
     "Cost",
     "LayerCost",
     "LoadReport",
+    "NetStream",
     "VideoNet",
     "cost",
     "create_model",

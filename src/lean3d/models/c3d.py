@@ -14,7 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3d.blocks import ConvBN, FullySeparableBlock, Head, TRGPlaces, trg_places
+from lean3d.blocks import (
+    Chain,
+    ConvBN,
+    FullySeparableBlock,
+    Head,
+    Stream,
+    Streaming,
+    TRGPlaces,
+    Windows,
+    stream_of,
+    trg_places,
+)
 from lean3d.errors import ConfigError
 from lean3d.models.registry import VideoNet, register_model, scaled
 from lean3d.ops.conv.reference import Triple
@@ -29,7 +40,7 @@ class Layer(Protocol):
     def __call__(self, in_channels: int, out_channels: int, *, stride: Triple = ...) -> nn.Module: ...
 
 
-class ShrinkPool(nn.Module):
+class ShrinkPool(Streaming, nn.Module):
     """Max pooling that halves height and width, and time too where asked; a last odd row or frame is kept.
 
     Args:
@@ -45,6 +56,11 @@ class ShrinkPool(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last_3d)
         return F.max_pool3d(x, self.window, self.window, ceil_mode=True)
 
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        time = self.window[0]
+        return stream_of(self.forward) if time == 1 else Windows(self.forward, time, stride=time, right=time - 1)
+
 
 class ConvReLU(ConvBN):
     """`relu(BN(conv(x)))`."""
@@ -52,6 +68,10 @@ class ConvReLU(ConvBN):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, O, T, H, W)`."""
         return F.relu(super().forward(x))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return Chain(super().stream(), F.relu)
 
 
 def _c3d(

@@ -18,11 +18,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lean3d.blocks import Streaming
 from lean3d.config import InputSpec, ModelConfig
 from lean3d.errors import ConfigError, UnknownModelError, did_you_mean
+from lean3d.models.streaming import NetStream, limit_time
 
 
-class VideoNet(nn.Module):
+class VideoNet(Streaming, nn.Module):
     """A clip goes through stem, stages and head; every model of the zoo is one.
 
     Args:
@@ -47,6 +49,14 @@ class VideoNet(nn.Module):
         self.check_input(x)
         return self.head(self.stages(self.stem(x)))
 
+    def stream(self) -> NetStream:
+        """The net frame by frame; see `lean3d.models.streaming`.
+
+        Raises:
+            StreamingError: It has an operation over whole clips and not its windowed form.
+        """
+        return NetStream(self)
+
     def check_input(self, x: Tensor) -> None:
         """Refuse anything but `(N, C, T, H, W)` with this model's C.
 
@@ -67,6 +77,7 @@ class _Entry:
 
 
 _MODELS: dict[str, _Entry] = {}
+_TIME_FORMS = {"windowed": False, "causal": False}
 
 
 def register_model(*, sampling_rate: int, size: int) -> Callable[[Callable[..., VideoNet]], Callable[..., VideoNet]]:
@@ -93,8 +104,9 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_arguments(name: str) -> dict[str, Any]:
-    """The arguments of a model's function with their defaults."""
-    return {p.name: p.default for p in inspect.signature(_entry(name).build).parameters.values()}
+    """The arguments of a model's function, and those that every model has for streams, with their defaults."""
+    own = {p.name: p.default for p in inspect.signature(_entry(name).build).parameters.values()}
+    return {**own, **_TIME_FORMS}
 
 
 def model_summary(name: str) -> str:
@@ -115,7 +127,10 @@ def create_model(
         name: a name from `list_models()`.
         size: height and width of the clips it will get (one number for both); any other size still works.
         sampling_rate: distance of the frames of the clips it will get.
-        arguments: the model's own: num_classes, num_frames, in_channels, width, dropout, ...
+        arguments: the model's own: num_classes, num_frames, in_channels, width, dropout, ...; and two for nets that
+            run on streams, with parameters of the same names and shapes. windowed: what is taken over the whole clip
+            is taken, at each time, over the last num_frames frames. causal: that, and no frame sees a later one
+            (frames of a group that a stride makes one see each other).
 
     Raises:
         UnknownModelError: Names the nearest models.
@@ -129,7 +144,7 @@ def create_model(
                 f"{name} has no argument {argument!r}: {did_you_mean(argument, [*accepted, 'size', 'sampling_rate'])}"
             )
     arguments = {**accepted, **arguments}
-    model = entry.build(**arguments)
+    model = entry.build(**{key: value for key, value in arguments.items() if key not in _TIME_FORMS})
     height, width = (size, size) if isinstance(size, int) else size or entry.size
     channels = arguments["in_channels"]
     model.input_spec = InputSpec(
@@ -146,6 +161,8 @@ def create_model(
         "size": [height, width],
         "sampling_rate": model.input_spec.sampling_rate,
     }
+    if arguments["windowed"] or arguments["causal"]:
+        limit_time(model, causal=arguments["causal"])
     return model
 
 

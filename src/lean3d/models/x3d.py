@@ -15,7 +15,18 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lean3d.blocks import Conv3d, ConvBN, Head, ResidualBlock, SqueezeExcitation
+from lean3d.blocks import (
+    Chain,
+    Conv3d,
+    ConvBN,
+    Head,
+    Recent,
+    ResidualBlock,
+    SqueezeExcitation,
+    Stream,
+    Streaming,
+    together,
+)
 from lean3d.models.registry import VideoNet, register_model, scaled
 from lean3d.models.resnet3d import init_convs
 
@@ -23,7 +34,7 @@ CHANNELS, DEPTHS = (24, 48, 96, 192), (3, 5, 11, 7)
 BOTTLENECK, EXCITATION, HIDDEN = 2.25, 1 / 16, 2048
 
 
-class X3DStem(nn.Module):
+class X3DStem(Streaming, nn.Module):
     """1x3x3 at stride (1, 2, 2), then 5x1x1 by channel, BN, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -34,6 +45,10 @@ class X3DStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 2, W / 2)`, rounded up."""
         return F.relu(self.temporal(self.spatial(x)))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        return Chain(self.spatial, self.temporal, F.relu)
 
 
 class X3DBlock(ResidualBlock):
@@ -61,6 +76,12 @@ class X3DBlock(ResidualBlock):
         widen, depthwise, narrow = self.units
         y = F.silu(self.excite(depthwise(F.relu(widen(x)))))
         return F.relu(narrow(y) + self.shortcut(x))
+
+    def stream(self) -> Stream:
+        """See `Streaming`."""
+        widen, depthwise, narrow = self.units
+        units = Chain(widen, F.relu, depthwise, self.excite, F.silu, narrow)
+        return together(lambda y, x: F.relu(y + x), units, self.shortcut)
 
 
 class X3DHead(Head):
@@ -92,9 +113,18 @@ class X3DHead(Head):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, num_classes)`."""
-        x = F.relu(self.widen(x))
+        return self._classify(self._averages(F.relu(self.widen(x))))
+
+    def stream(self, frames: int) -> Stream:
+        """The head frame by frame: the scores of the last `frames` frames of features, those that there are."""
+        return Chain(self.widen, F.relu, self._averages, Recent(frames, "mean"), self._classify)
+
+    def _averages(self, x: Tensor) -> Tensor:
         window = [min(k, size) for k, size in zip(self.window, x.shape[2:], strict=True)]
-        x = F.relu(self.hidden(F.avg_pool3d(x, window, stride=1)))
+        return F.avg_pool3d(x, window, stride=1)
+
+    def _classify(self, x: Tensor) -> Tensor:
+        x = F.relu(self.hidden(x))
         return self.linear(self.dropout(x.permute(0, 2, 3, 4, 1))).mean((1, 2, 3))
 
 
