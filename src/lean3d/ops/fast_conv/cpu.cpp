@@ -48,55 +48,56 @@ inline void from_points(const vec* p, vec* y) {
 }
 
 constexpr int outputs_of(int n) { return n == 1 ? 1 : n - 2; }
-constexpr int MOST = 6;  // places of a tile on an axis
+constexpr int MOST = 6;         // places of a tile on an axis
+constexpr int MOST_FRAMES = 4;  // of those in time, that one point is made of
 
-// One tile of x, its places anywhere, into the row v; positions lie `stride` apart.
-template <int NT, int NH, int NW>
-void transform_tile(const float* const* places, int64_t channels, float* v, int64_t stride) {
+inline vec load_part(const float* p, bool whole, mask m) { return whole ? load(p) : load(p, m); }
+
+// One tile along time, its places anywhere, into the row v; points lie `stride` apart.
+template <int N>
+void transform_time(const float* const* places, int64_t channels, float* v, int64_t stride) {
   for (int64_t c = 0; c < channels; c += LANES) {
     const bool whole = c + LANES <= channels;
     const mask m = tail(static_cast<int>(channels - c));
-    vec a[NT][NH][NW];
-    for (int t = 0; t < NT; ++t) {
-      for (int h = 0; h < NH; ++h) {
-        const float* const* here = places + (t * NH + h) * NW;
-        vec d[NW];
-        if (whole) {
+    vec d[N], p[N];
 #pragma GCC unroll 6
-          for (int w = 0; w < NW; ++w) d[w] = load(here[w] + c);
+    for (int t = 0; t < N; ++t) d[t] = load_part(places[t] + c, whole, m);
+    to_points<N>(d, p);
+#pragma GCC unroll 6
+    for (int t = 0; t < N; ++t) store(v + t * stride + c, p[t]);
+  }
+}
+
+// One tile of the plane. What is transformed is a sum of FRAMES frames, each with its factor: a point in time. Without
+// factors it is one frame as it is.
+template <int FRAMES, int NH, int NW>
+void transform_plane(const float* const* places, const float* factors, int64_t channels, float* v, int64_t stride) {
+  for (int64_t c = 0; c < channels; c += LANES) {
+    const bool whole = c + LANES <= channels;
+    const mask m = tail(static_cast<int>(channels - c));
+    vec a[NH][NW];
+    for (int h = 0; h < NH; ++h) {
+      vec d[NW];
+#pragma GCC unroll 6
+      for (int w = 0; w < NW; ++w) {
+        const float* const* place = places + h * NW + w;
+        if constexpr (FRAMES == 0) {
+          d[w] = load_part(*place + c, whole, m);
         } else {
-#pragma GCC unroll 6
-          for (int w = 0; w < NW; ++w) d[w] = load(here[w] + c, m);
-        }
-        to_points<NW>(d, a[t][h]);
-      }
-      if constexpr (NH > 1 || NT == 1) {
-        for (int w = 0; w < NW; ++w) {
-          vec d[NH], p[NH];
-#pragma GCC unroll 6
-          for (int h = 0; h < NH; ++h) d[h] = a[t][h][w];
-          to_points<NH>(d, p);
-#pragma GCC unroll 6
-          for (int h = 0; h < NH; ++h) {
-            if constexpr (NT == 1)
-              store(v + (h * NW + w) * stride + c, p[h]);
-            else
-              a[t][h][w] = p[h];
-          }
+          d[w] = factors[0] * load_part(*place + c, whole, m);
+#pragma GCC unroll 4
+          for (int f = 1; f < FRAMES; ++f) d[w] += factors[f] * load_part(place[f * NH * NW] + c, whole, m);
         }
       }
+      to_points<NW>(d, a[h]);
     }
-    if constexpr (NT > 1) {
-      for (int h = 0; h < NH; ++h) {
-        for (int w = 0; w < NW; ++w) {
-          vec d[NT], p[NT];
+    for (int w = 0; w < NW; ++w) {
+      vec d[NH], p[NH];
 #pragma GCC unroll 6
-          for (int t = 0; t < NT; ++t) d[t] = a[t][h][w];
-          to_points<NT>(d, p);
+      for (int h = 0; h < NH; ++h) d[h] = a[h][w];
+      to_points<NH>(d, p);
 #pragma GCC unroll 6
-          for (int t = 0; t < NT; ++t) store(v + ((t * NH + h) * NW + w) * stride + c, p[t]);
-        }
-      }
+      for (int h = 0; h < NH; ++h) store(v + (h * NW + w) * stride + c, p[h]);
     }
   }
 }
@@ -105,82 +106,111 @@ void transform_tile(const float* const* places, int64_t channels, float* v, int6
 struct Target {
   float* y;
   const float* residual;
+  const float* bias;
   int64_t strides[3], residual_strides[3];
-  int inside[3];
+  int64_t inside[3];
+  int columns;
   bool relu;
+
+  void put(vec value, int c, bool whole, mask m, int64_t t, int64_t h, int64_t w) const {
+    if (bias) value += load_part(bias + c, whole, m);
+    if (residual)
+      value += load_part(residual + t * residual_strides[0] + h * residual_strides[1] + w * residual_strides[2] + c, whole, m);
+    if (relu) value = lean3d::LEAN3D_ISA::relu(value);
+    float* to = y + t * strides[0] + h * strides[1] + w * strides[2] + c;
+    if (whole)
+      store(to, value);
+    else
+      store(to, value, m);
+  }
 };
 
-// The products of one tile (positions lie NR apart) back to outputs: `columns` channels from the target on.
-template <int NT, int NH, int NW>
-void finish_tile(const float* products, int64_t stride, int columns, const float* bias, const Target& target) {
-  constexpr int MT = outputs_of(NT), MH = outputs_of(NH), MW = outputs_of(NW);
-  for (int c = 0; c < columns; c += LANES) {
-    const bool whole = c + LANES <= columns;
-    const mask m = tail(columns - c);
-    const vec b = !bias ? vec{} : whole ? load(bias + c) : load(bias + c, m);
-    vec a[NT][MH][MW];
-    for (int t = 0; t < NT; ++t) {
-      vec rows[NH][MW];
-      for (int h = 0; h < NH; ++h) {
-        vec p[NW];
+// The products of one tile (points lie `stride` apart) back to outputs.
+template <int N>
+void finish_time(const float* products, int64_t stride, const Target& target) {
+  constexpr int M = outputs_of(N);
+  for (int c = 0; c < target.columns; c += LANES) {
+    const bool whole = c + LANES <= target.columns;
+    const mask m = tail(target.columns - c);
+    vec p[N], y[M];
 #pragma GCC unroll 6
-        for (int w = 0; w < NW; ++w) p[w] = load(products + ((t * NH + h) * NW + w) * stride + c);
-        from_points<NW>(p, rows[h]);
-      }
-      for (int w = 0; w < MW; ++w) {
-        vec p[NH], y[MH];
+    for (int t = 0; t < N; ++t) p[t] = load(products + t * stride + c);
+    from_points<N>(p, y);
 #pragma GCC unroll 6
-        for (int h = 0; h < NH; ++h) p[h] = rows[h][w];
-        from_points<NH>(p, y);
+    for (int t = 0; t < M; ++t)
+      if (t < target.inside[0]) target.put(y[t], c, whole, m, t, 0, 0);
+  }
+}
+
+// A point in time adds to `frames` frames of outputs, with a factor each; the last one finishes them.
+struct Sum {
+  float* sum;  // (frames, MH, MW, stride), null where there is one point
+  const float* factors;
+  int64_t factor_stride, frames;
+  bool first, last;
+};
+
+template <int NH, int NW>
+void finish_plane(const float* products, int64_t stride, const Target& target, const Sum& sum) {
+  constexpr int MH = outputs_of(NH), MW = outputs_of(NW);
+  for (int c = 0; c < target.columns; c += LANES) {
+    const bool whole = c + LANES <= target.columns;
+    const mask m = tail(target.columns - c);
+    vec rows[NH][MW], a[MH][MW];
+    for (int h = 0; h < NH; ++h) {
+      vec p[NW];
 #pragma GCC unroll 6
-        for (int h = 0; h < MH; ++h) a[t][h][w] = y[h];
-      }
+      for (int w = 0; w < NW; ++w) p[w] = load(products + (h * NW + w) * stride + c);
+      from_points<NW>(p, rows[h]);
     }
-    for (int h = 0; h < target.inside[1]; ++h) {
-      for (int w = 0; w < target.inside[2]; ++w) {
-        vec p[NT], y[MT];
+    for (int w = 0; w < MW; ++w) {
+      vec p[NH], y[MH];
 #pragma GCC unroll 6
-        for (int t = 0; t < NT; ++t) p[t] = a[t][h][w];
-        from_points<NT>(p, y);
-        float* to = target.y + h * target.strides[1] + w * target.strides[2] + c;
-        const float* from =
-            target.residual ? target.residual + h * target.residual_strides[1] + w * target.residual_strides[2] + c : nullptr;
+      for (int h = 0; h < NH; ++h) p[h] = rows[h][w];
+      from_points<NH>(p, y);
 #pragma GCC unroll 6
-        for (int t = 0; t < MT; ++t) {
-          if (t >= target.inside[0]) break;
-          vec out = y[t] + b;
-          if (from) {
-            const float* r = from + t * target.residual_strides[0];
-            out += whole ? load(r) : load(r, m);
-          }
-          if (target.relu) out = relu(out);
-          if (whole)
-            store(to + t * target.strides[0], out);
-          else
-            store(to + t * target.strides[0], out, m);
-        }
+      for (int h = 0; h < MH; ++h) a[h][w] = y[h];
+    }
+    if (!sum.sum) {
+      for (int h = 0; h < target.inside[1]; ++h)
+        for (int w = 0; w < target.inside[2]; ++w) target.put(a[h][w], c, whole, m, 0, h, w);
+      continue;
+    }
+    for (int64_t t = 0; t < sum.frames; ++t) {
+      const float factor = sum.factors[t * sum.factor_stride];
+      float* at = sum.sum + t * MH * MW * stride + c;
+      if (sum.last) {
+        if (t < target.inside[0])
+          for (int h = 0; h < target.inside[1]; ++h)
+            for (int w = 0; w < target.inside[2]; ++w)
+              target.put(load(at + (h * MW + w) * stride) + factor * a[h][w], c, whole, m, t, h, w);
+      } else if (sum.first) {
+        for (int h = 0; h < MH; ++h)
+          for (int w = 0; w < MW; ++w) store(at + (h * MW + w) * stride, factor * a[h][w]);
+      } else if (factor != 0.0f) {
+        for (int h = 0; h < MH; ++h)
+          for (int w = 0; w < MW; ++w)
+            store(at + (h * MW + w) * stride, load(at + (h * MW + w) * stride) + factor * a[h][w]);
       }
     }
   }
 }
 
-struct Kernels {
-  void (*transform)(const float* const*, int64_t, float*, int64_t);
-  void (*finish)(const float*, int64_t, int, const float*, const Target&);
+using TransformPlane = void (*)(const float* const*, const float*, int64_t, float*, int64_t);
+using FinishPlane = void (*)(const float*, int64_t, const Target&, const Sum&);
+struct Plane {
+  TransformPlane transform[MOST_FRAMES + 1];  // by frames
+  FinishPlane finish;
 };
-template <int NT, int NH, int NW>
-constexpr Kernels kernels{&transform_tile<NT, NH, NW>, &finish_tile<NT, NH, NW>};
-template <int NT, int NH>
-Kernels pick(int64_t w) {
-  return w == 1 ? kernels<NT, NH, 1> : w == 2 ? kernels<NT, NH, 4> : kernels<NT, NH, 6>;
+template <int NH, int NW>
+constexpr Plane plane{{&transform_plane<0, NH, NW>, &transform_plane<1, NH, NW>, &transform_plane<2, NH, NW>,
+                       &transform_plane<3, NH, NW>, &transform_plane<4, NH, NW>},
+                      &finish_plane<NH, NW>};
+template <int NH>
+const Plane& pick(int64_t w) {
+  return w == 1 ? plane<NH, 1> : w == 2 ? plane<NH, 4> : plane<NH, 6>;
 }
-template <int NT>
-Kernels pick(int64_t h, int64_t w) {
-  return h == 1 ? pick<NT, 1>(w) : h == 2 ? pick<NT, 4>(w) : pick<NT, 6>(w);
-}
-Kernels pick(const int64_t* m) {
-  return m[0] == 1 ? pick<1>(m[1], m[2]) : m[0] == 2 ? pick<4>(m[1], m[2]) : pick<6>(m[1], m[2]);
-}
+const Plane& pick(int64_t h, int64_t w) { return h == 1 ? pick<1>(w) : h == 2 ? pick<4>(w) : pick<6>(w); }
 
 inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -195,21 +225,24 @@ struct Block {
 class Run {
  public:
   Run(const FastConv& layer, const FastConvData& data, int threads)
-      : layer_(layer), data_(data), threads_(threads), kernels_(pick(layer.m)) {
+      : layer_(layer), data_(data), threads_(threads), kernels_(pick(layer.m[1], layer.m[2])) {
     for (int axis = 0; axis < 3; ++axis) {
-      n_[axis] = static_cast<int>(layer.m[axis] == 1 ? 1 : layer.m[axis] + 2);
+      n_[axis] = layer.m[axis] == 1 ? 1 : layer.m[axis] + layer.taps[axis] - 1;
       count_[axis] = up(layer.out[axis], layer.m[axis]);
     }
-    taps_ = layer.m[0] == 1 ? layer.taps[0] : 1;
-    positions_ = n_[0] * n_[1] * n_[2];
+    only_time_ = n_[1] * n_[2] == 1;
+    taps_ = by_taps() ? layer.taps[0] : 1;
+    steps_ = only_time_ ? 1 : n_[0];
+    positions_ = n_[0] * n_[1] * n_[2] / steps_;
     plane_ = count_[1] * count_[2];
     depth_ = layer.channels[0] + layer.channels[1];
     columns_ = gemm_nr();
     panels_ = up(layer.outputs, columns_);
     row_ = odd_lines(up(depth_, 16) * 16 + (layer.channels[1] ? 16 : 0));
-    rows_ = (layer.block_frames + taps_ - 1) * layer.block_tiles;
-    position_ = odd_lines(rows_ * row_);
+    position_ = odd_lines((layer.block_frames + taps_ - 1) * layer.block_tiles * row_);
     product_row_ = odd_lines(positions_ * columns_);
+    rows_ = layer.block_frames * layer.block_tiles;
+    sums_ = steps_ == 1 ? 0 : rows_ * layer.m[0] * layer.m[1] * layer.m[2] * columns_;
     const int64_t zeros = most(layer.channels[0], layer.channels[1]);
     float* blank = scratch(2, zeros);
     for (int64_t c = 0; c < zeros; ++c) blank[c] = 0.0f;
@@ -228,104 +261,138 @@ class Run {
       b.tiles = least(layer_.block_tiles, plane_ - b.tile);
       return b;
     };
-    const int64_t groups = up(panels_, layer_.block_panels);
     if (layer_.shared) {
       float* v = scratch(0, positions_ * position_);
+      float* sums = scratch(3, sums_ * panels_);
       for (int64_t index = 0; index < blocks; ++index) {
         const Block b = block(index);
-        const int64_t rows = rows_of(b), chunk = up(rows, 4 * threads_);
-        parallel(up(rows, chunk), threads_,
-                 [&](int64_t piece, int) { transform(b, v, piece * chunk, least(rows, (piece + 1) * chunk)); });
-        parallel(groups, threads_, [&](int64_t group, int) { multiply(b, v, group); });
+        const int64_t rows = rows_of(b), chunk = up(most(rows, 1), 4 * threads_);
+        for (int64_t step = 0; step < steps_; ++step) {
+          parallel(up(rows, chunk), threads_,
+                   [&](int64_t piece, int) { transform(b, step, v, piece * chunk, least(rows, (piece + 1) * chunk)); });
+          parallel(panels_, threads_,
+                   [&](int64_t panel, int) { multiply(b, step, v, panel, sums + panel * sums_); });
+        }
       }
     } else {
+      // Sums of all steps in time are kept for some panels at a time; for the next ones x is transformed again.
+      const int64_t group = steps_ == 1 ? panels_ : least(layer_.block_panels, panels_);
       parallel(blocks, threads_, [&](int64_t index, int) {
         const Block b = block(index);
         float* v = scratch(0, positions_ * position_);
-        transform(b, v, 0, rows_of(b));
-        for (int64_t group = 0; group < groups; ++group) multiply(b, v, group);
+        float* sums = scratch(3, sums_ * group);
+        for (int64_t first = 0; first < panels_; first += group)
+          for (int64_t step = 0; step < steps_; ++step) {
+            transform(b, step, v, 0, rows_of(b));
+            for (int64_t panel = first; panel < least(panels_, first + group); ++panel)
+              multiply(b, step, v, panel, sums + (panel - first) * sums_);
+          }
       });
     }
   }
 
  private:
+  bool by_taps() const { return layer_.m[0] == 1; }
   // With taps in time V has rows for the input frames that a block sees, [first, end) within the clip.
   int64_t first_frame(const Block& b) const { return most(0, b.frame - layer_.padding[0]); }
   int64_t end_frame(const Block& b) const {
     return most(first_frame(b), least(layer_.in[0], b.frame + b.frames - 1 - layer_.padding[0] + taps_));
   }
-  bool by_taps() const { return layer_.m[0] == 1; }
-  int64_t rows_of(const Block& b) const {
-    return (by_taps() ? end_frame(b) - first_frame(b) : b.frames) * b.tiles;
-  }
+  int64_t rows_of(const Block& b) const { return (by_taps() ? end_frame(b) - first_frame(b) : b.frames) * b.tiles; }
 
-  void transform(const Block& b, float* v, int64_t begin, int64_t end) const {
-    const int64_t height = layer_.in[1], width = layer_.in[2];
+  // Rows [begin, end) of V; where time is transformed around the plane, at one point in time.
+  void transform(const Block& b, int64_t step, float* v, int64_t begin, int64_t end) const {
+    const float* places[MOST_FRAMES * MOST * MOST];
     for (int source = 0; source < 2; ++source) {
       const int64_t channels = layer_.channels[source];
       if (!channels) continue;
-      const float* places[MOST * MOST * MOST];
+      float* to = v + (source ? layer_.channels[0] : 0);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t tile = b.tile + row % b.tiles;
-        const int64_t t0 = by_taps() ? first_frame(b) + row / b.tiles
-                                     : (b.frame + row / b.tiles) * layer_.m[0] - layer_.padding[0];
         const int64_t h0 = tile / count_[2] * layer_.m[1] - layer_.padding[1];
         const int64_t w0 = tile % count_[2] * layer_.m[2] - layer_.padding[2];
         const float** place = places;
-        for (int64_t t = t0; t < t0 + n_[0]; ++t)
+        const auto frame = [&](int64_t t) {
           for (int64_t h = h0; h < h0 + n_[1]; ++h) {
-            const bool inside = t >= 0 && t < layer_.in[0] && h >= 0 && h < height;
-            const float* line =
-                data_.x[source] + (((b.clip * layer_.in[0] + t) * height + h) * width) * channels;
+            const bool inside = t >= 0 && t < layer_.in[0] && h >= 0 && h < layer_.in[1];
+            const float* line = inside ? data_.x[source] + (((b.clip * layer_.in[0] + t) * layer_.in[1] + h) *
+                                                            layer_.in[2]) * channels
+                                       : nullptr;
             for (int64_t w = w0; w < w0 + n_[2]; ++w)
-              *place++ = inside && w >= 0 && w < width ? line + w * channels : blank_;
+              *place++ = inside && w >= 0 && w < layer_.in[2] ? line + w * channels : blank_;
           }
-        kernels_.transform(places, channels, v + row * row_ + (source ? layer_.channels[0] : 0), position_);
+        };
+        if (by_taps()) {
+          frame(first_frame(b) + row / b.tiles);
+          kernels_.transform[0](places, nullptr, channels, to + row * row_, position_);
+          continue;
+        }
+        const int64_t t0 = (b.frame + row / b.tiles) * layer_.m[0] - layer_.padding[0];
+        if (only_time_) {
+          for (int64_t t = t0; t < t0 + n_[0]; ++t) frame(t);
+          (n_[0] == 4 ? transform_time<4> : transform_time<6>)(places, channels, to + row * row_, position_);
+          continue;
+        }
+        float factors[MOST_FRAMES];
+        int frames = 0;
+        for (int64_t t = 0; t < n_[0]; ++t) {
+          const float factor = data_.time_in[step * n_[0] + t];
+          if (factor == 0.0f || t0 + t < 0 || t0 + t >= layer_.in[0]) continue;
+          factors[frames++] = factor;
+          frame(t0 + t);
+        }
+        if (!frames) frame(-1);
+        kernels_.transform[frames](places, factors, channels, to + row * row_, position_);
       }
     }
   }
 
-  // One group of panels: the products at all positions, then the outputs.
-  void multiply(const Block& b, const float* v, int64_t group) const {
-    const int64_t first = group * layer_.block_panels, panels = least(layer_.block_panels, panels_ - first);
-    const int64_t all = b.frames * b.tiles;
-    float* products = scratch(1, layer_.block_frames * layer_.block_tiles * product_row_ * layer_.block_panels);
+  // One panel: the products at all positions, then the outputs, or what this step adds to them.
+  void multiply(const Block& b, int64_t step, const float* v, int64_t panel, float* sums) const {
+    float* products = scratch(1, rows_ * product_row_);
+    const float* weights = data_.weights + (panel * steps_ + step) * positions_ * taps_ * depth_ * columns_;
     for (int64_t position = 0; position < positions_; ++position)
-      for (int64_t panel = 0; panel < panels; ++panel)
-        product(b, v + position * position_,
-                data_.weights + ((first + panel) * positions_ + position) * taps_ * depth_ * columns_,
-                products + panel * all * product_row_ + position * columns_);
-    for (int64_t row = 0; row < all; ++row) {
+      product(b, v + position * position_, weights + position * taps_ * depth_ * columns_,
+              products + position * columns_);
+    const int64_t column = panel * columns_;
+    Target target;
+    target.columns = static_cast<int>(least(columns_, layer_.outputs - column));
+    target.bias = data_.bias ? data_.bias + column : nullptr;
+    target.relu = data_.relu;
+    target.strides[2] = target.residual_strides[2] = layer_.outputs;
+    target.strides[1] = target.residual_strides[1] = layer_.out[2] * layer_.outputs;
+    target.strides[0] = layer_.out[1] * layer_.out[2] * layer_.outputs;
+    target.residual_strides[0] = data_.residual_still ? 0 : target.strides[0];
+    Sum sum{nullptr, nullptr, 0, 0, step == 0, step == steps_ - 1};
+    for (int64_t row = 0; row < b.frames * b.tiles; ++row) {
       const int64_t tile = b.tile + row % b.tiles;
       const int64_t at[3] = {(b.frame + row / b.tiles) * layer_.m[0], tile / count_[2] * layer_.m[1],
                              tile % count_[2] * layer_.m[2]};
-      Target target;
-      target.relu = data_.relu;
-      target.strides[2] = target.residual_strides[2] = layer_.outputs;
-      target.strides[1] = target.residual_strides[1] = layer_.out[2] * layer_.outputs;
-      target.strides[0] = layer_.out[1] * layer_.out[2] * layer_.outputs;
-      target.residual_strides[0] = data_.residual_still ? 0 : target.strides[0];
-      int64_t y = b.clip * layer_.out[0] * target.strides[0];
-      int64_t residual = data_.residual_still ? b.clip * target.strides[0] : y;
+      int64_t y = b.clip * layer_.out[0] * target.strides[0] + column;
+      int64_t residual = b.clip * (data_.residual_still ? 1 : layer_.out[0]) * target.strides[0] + column;
       for (int axis = 0; axis < 3; ++axis) {
-        target.inside[axis] = static_cast<int>(least(layer_.m[axis], layer_.out[axis] - at[axis]));
+        target.inside[axis] = least(layer_.m[axis], layer_.out[axis] - at[axis]);
         y += at[axis] * target.strides[axis];
         residual += at[axis] * target.residual_strides[axis];
       }
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t column = (first + panel) * columns_;
-        target.y = data_.y + y + column;
-        target.residual = data_.residual ? data_.residual + residual + column : nullptr;
-        kernels_.finish(products + (panel * all + row) * product_row_, columns_,
-                        static_cast<int>(least(columns_, layer_.outputs - column)),
-                        data_.bias ? data_.bias + column : nullptr, target);
+      target.y = data_.y + y;
+      target.residual = data_.residual ? data_.residual + residual : nullptr;
+      if (steps_ > 1) {
+        sum.sum = sums + row * (sums_ / rows_);
+        sum.factors = data_.time_out + step;
+        sum.factor_stride = n_[0];
+        sum.frames = layer_.m[0];
       }
+      const float* from = products + row * product_row_;
+      if (only_time_)
+        (n_[0] == 4 ? finish_time<4> : finish_time<6>)(from, columns_, target);
+      else
+        kernels_.finish(from, columns_, target, sum);
     }
   }
 
   // All rows at one position and panel.
   void product(const Block& b, const float* v, const float* panel, float* products) const {
-    if (taps_ == 1 && !layer_.padding[0]) return rows(b.frames * b.tiles, v, 0, 0, 1, panel, products);
     if (!by_taps()) return rows(b.frames * b.tiles, v, 0, 0, 1, panel, products);
     // Frames that see the same taps go together; those outside of the clip are left out.
     const int64_t begin = first_frame(b);
@@ -355,12 +422,15 @@ class Run {
   const FastConv& layer_;
   const FastConvData& data_;
   const int threads_;
-  const Kernels kernels_;
-  int n_[3];
-  int64_t count_[3];                               // tiles on each axis
-  int64_t taps_, positions_, plane_, depth_;       // taps in the product; tiles of the plane; channels of both inputs
+  const Plane& kernels_;
+  int64_t n_[3], count_[3];     // places of a tile, and tiles, on each axis
+  bool only_time_;
+  int64_t taps_, steps_, positions_;  // taps in the product; points in time one by one, and points in each
+  int64_t plane_, depth_;       // tiles of the plane; channels of both inputs
   int64_t columns_, panels_;
-  int64_t row_, rows_, position_, product_row_;    // strides of V (positions, rows, channels); rows at most; of M
+  int64_t rows_;                // of the product, in a block, at most
+  int64_t row_, position_;      // strides of V (positions, rows, channels)
+  int64_t product_row_, sums_;  // stride of M (rows, positions, columns); floats of a panel's sums
   const float* blank_;
 };
 

@@ -5,8 +5,9 @@
 //     U    packed weights       M = V U    at each position, a product over channels
 //     y    (N, T', H', W', O)   y = A^T M, + bias, + residual, relu
 //
-// An axis has m = 2 or 4 and 3 taps, or m = 1: then it has one tap, or any number in time, over which the product sums.
-// V of a frame serves all output frames that see it.
+// An axis has m = 2 or 4 and 3 taps, or m = 1: then it has one tap, or up to 16 in time, over which the product sums; V
+// of a frame serves all output frames that see it. Where time is transformed around the plane, its points are gone
+// through one after another, so that only the plane's are in the cache at a time; what each adds is summed over.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ struct FastConv {
   int64_t m[3], taps[3], padding[3];
   int64_t channels[2];       // of x and of what is concatenated to it
   int64_t outputs;
-  // What is worked on at a time: tiles in time x tiles of the plane (in rows of the product), and panels of the product.
+  // What is worked on at a time: tiles in time x tiles of the plane are the rows of the product, and where points in time
+  // are summed over, panels of the product.
   int64_t block_frames, block_tiles, block_panels;
   // Threads share a block, each with panels of its own, instead of having a block each.
   bool shared;
@@ -28,6 +30,8 @@ struct FastConv {
 struct FastConvData {
   const float* x[2];         // both (N, T, H, W, channels); the second null where channels[1] is 0
   const float* weights;      // (panels, positions, taps in time if m[0] is 1, channels, panel's columns)
+  const float* time_in;      // B^T (n, n) and A^T (m, n) of time, where m[0] is not 1
+  const float* time_out;
   const float* bias;         // (O) or null
   const float* residual;     // like y, or null
   bool residual_still;       // the residual has one frame, for all

@@ -134,6 +134,7 @@ class PackedFastConv:
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.columns = native.kernels().gemm_packed_size(1, 1)
         self.packed = packed
+        self.time_out, _, self.time_in = cook_toom(tile[0], weight_shape[2]).tensors()
 
     def __repr__(self) -> str:
         return f"PackedFastConv({self.weight_shape}, padding={self.padding}, {name_of(self.tile)})"
@@ -193,6 +194,8 @@ class PackedFastConv:
             shared,
             (native.address(x), native.address(second)),
             native.address(self.packed),
+            native.address(self.time_in),
+            native.address(self.time_out),
             native.address(self.bias),
             native.address(residual),
             residual is not None and residual.shape[2] != shape[2],
