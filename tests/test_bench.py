@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from lean3d import bench, checkpoint
+from lean3d import checkpoint
+from lean3d.bench import cost as bench
+from lean3d.bench.nets import find_nets
 from lean3d.cli import main
 from lean3d.errors import CheckpointError, ConfigError, UnknownModelError
 from lean3d.models import cost, create_model
@@ -60,16 +62,17 @@ def test_a_clip_of_another_size(capsys):
 def test_a_run_is_counted_with_its_own_arguments(tmp_path):
     model = create_model("c3d_light", width=0.125, num_classes=3, num_frames=4, size=32)
     checkpoint.save_model(tmp_path / "model.safetensors", model, ("a", "b", "c"), {})
-    (net,) = bench.measure([str(tmp_path)])
-    assert (net.name, net.spec, net.clip) == (str(tmp_path), model.spec, (1, 3, 4, 32, 32))
-    assert net.cost == cost(model)
+    (net,) = find_nets([str(tmp_path)])
+    assert (net.name, net.spec, net.clip, net.weights) == (str(tmp_path), model.spec, (1, 3, 4, 32, 32), tmp_path)
+    (measured,) = bench.measure([net])
+    assert measured.cost == cost(model)
 
 
 def test_a_pattern_names_several_and_what_is_nothing_says_so(tmp_path):
-    assert [net.name for net in bench.measure(["c3d*"], num_frames=2, size=(32, 32))] == ["c3d", "c3d_light"]
+    assert [net.name for net in find_nets(["c3d*"], num_frames=2, size=(32, 32))] == ["c3d", "c3d_light"]
     with pytest.raises(UnknownModelError, match=r"'c3d_lihgt' is neither a model \(did you mean c3d_light"):
-        bench.measure(["c3d_lihgt"])
+        find_nets(["c3d_lihgt"])
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        bench.measure([str(tmp_path / "x.safetensors")])
+        find_nets([str(tmp_path / "x.safetensors")])
     with pytest.raises(ConfigError, match="c3d has no argument 'expansion'"):
-        bench.measure(["c3d"], options={"expansion": 1.0})
+        find_nets(["c3d"], options={"expansion": 1.0})

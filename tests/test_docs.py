@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from lean3d import bench
+from lean3d.bench import cost
+from lean3d.bench.nets import find_nets
 from lean3d.cli import VERBS, arguments, main
 from lean3d.cli.arguments import Bench, Train, parse
 from lean3d.models import list_models
@@ -57,21 +58,16 @@ ROWS = bench_rows()
 
 
 @functools.cache
-def measured(command: str) -> list[bench.Measured]:
+def measured(command: str) -> list[cost.Measured]:
     args = parse(Bench, shlex.split(command)[2:])
     assert args.cost
-    return bench.measure(
-        args.nets,
-        tiles=bench.parse_tiles(args.tiles),
-        num_frames=args.num_frames,
-        size=args.size,
-        options=args.options,
-    )
+    nets = find_nets(args.nets, num_frames=args.num_frames, size=args.size, options=args.options)
+    return cost.measure(nets, cost.parse_tiles(args.tiles))
 
 
 def test_there_are_tables_to_check():
     assert len(ROWS) >= 40
-    assert {page.name for page in PAGES} == {"README.md", "baselines.md", "light3d.md", "smallbig.md", "zoo.md"}
+    assert {page.name for page in PAGES} == {"README.md", "baselines.md", "fast_algorithm.md", "light3d.md", "smallbig.md", "zoo.md"}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +82,7 @@ def test_numbers_are_counted_by_the_command_beside_them(row: Row):
         titles, cells = ("weights (M)", "GMACs", "fast (G)"), [f"{number:.2f}" for number in numbers]
     else:
         titles = ("fewer weights", "fewer MACs", "its MACs / fast", "fast / fast")
-        cells = [f"{ratio:.2f}x" for ratio in bench.ratios(nets[0].cost, nets[1].cost)]
+        cells = [f"{ratio:.2f}x" for ratio in cost.ratios(nets[0].cost, nets[1].cost)]
     assert [row.numbers[title] for title in titles] == cells
 
 

@@ -33,7 +33,7 @@ VERBS = {
     "predict": Verb(verbs.predict, "say what is to be seen in a video", "lean3d predict runs/mine clip.mp4"),
     "report": Verb(verbs.report, "write an HTML page about a run", "lean3d report runs/mine"),
     "models": Verb(verbs.models, "list the models and what they cost", "lean3d models 'smallbig*'"),
-    "bench": Verb(verbs.bench, "count weights and work of nets", "lean3d bench c3d c3d_light --cost"),
+    "bench": Verb(verbs.bench, "time nets here, or count their work", "lean3d bench c3d c3d_light --cost"),
     "recipes": Verb(verbs.show_recipes, "list the recipes", "lean3d recipes light"),
     "convert": Verb(verbs.convert, "take weights that others published", "lean3d convert smallbig w.pth"),
     "demo": Verb(verbs.demo, "the whole way once, on made videos", "lean3d demo --out demo"),

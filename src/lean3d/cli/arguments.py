@@ -168,22 +168,36 @@ class Convert:
 
 @dataclass(frozen=True)
 class Bench:
-    """Count what nets cost: weights, multiply-accumulates (MACs), and multiplications with the fast algorithms.
+    """Time nets on this machine in several runtimes, or count what they cost.
 
-    Counted is one clip, for the default number of classes or, of a trained model, its own. Nothing is computed, so it
-    takes a moment and no memory. Convolutions take F(m, r) along an axis where that saves multiplications.
+    Timed is one clip at a time in float32. Every runtime has the same weights and clip, and is held against float64
+    before it is timed; one that is wrong or can't be used is named with the reason. Each is in a process of its own,
+    and they take turns: a minute or two for each net. compile needs a C++ compiler, onnxruntime the extra export,
+    openvino both extras, export and openvino.
+
+    --cost counts weights, multiply-accumulates (MACs), and multiplications with the fast algorithms, for the default
+    number of classes or, of a trained model, its own. Nothing is computed then, so it takes a moment and no memory.
+    Convolutions take F(m, r) along an axis where that saves multiplications.
     """
 
     nets: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL|RUN|FILE ...", help_behavior_hint="")]
     """Names or patterns of models ('smallbig*', in quotes), runs' folders, checkpoints."""
+    runtimes: Annotated[str, arg(metavar="NAME,...")] = "eager,compile,onnxruntime,openvino,fast"
+    """What to time."""
+    threads: Annotated[str, arg(metavar="N,...")] = "1,2"
+    """Numbers of threads to compute with."""
+    rounds: int = 7
+    """How often each runtime gets its turn."""
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Write times as bench.json and bench.png to this folder."""
     cost: bool = False
-    """Count weights and work: so far the only thing that bench measures, so it has to be said."""
+    """Count in place of timing."""
     layers: bool = False
-    """Each layer's kernel, weights, work and algorithm, too."""
+    """With --cost: each layer's kernel, weights, work and algorithm, too."""
     json: bool = False
     """Print one line of JSON in place of tables."""
     tiles: Annotated[str, arg(metavar="M,...")] = "2,4"
-    """The m of the F(m, r) that a convolution may use; 2 alone is as exact as the direct form."""
+    """With --cost: the m of the F(m, r) that a convolution may use; 2 alone is as exact as the direct form."""
     num_frames: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
     """Frames in the clip (default: the model's)."""
     size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH", help_behavior_hint="")] = None

@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lean3d import recipes
 from lean3d.cli import show
@@ -18,6 +19,9 @@ from lean3d.cli.plan import plan
 from lean3d.cli.show import out
 from lean3d.config import TrainConfig, to_dict, to_json
 from lean3d.errors import ConfigError, DecodeError, did_you_mean
+
+if TYPE_CHECKING:
+    from lean3d.bench.nets import Net
 
 
 def train(argv: Sequence[str]) -> int:
@@ -148,31 +152,12 @@ def models(argv: Sequence[str]) -> int:
 
 
 def bench(argv: Sequence[str]) -> int:
-    """Count nets."""
+    """Time nets on this machine, or count them."""
     args = parse(Bench, argv)
-    if not args.cost:
-        words = shlex.join(args.nets) or "c3d c3d_light"
-        raise ConfigError(f"bench counts weights and work so far, it measures no time: lean3d bench {words} --cost")
-    from lean3d import bench as room
+    from lean3d.bench.nets import find_nets
 
-    tiles = room.parse_tiles(args.tiles)
-    nets = room.measure(args.nets, tiles=tiles, num_frames=args.num_frames, size=args.size, options=args.options)
-    if args.json:
-        print(room.to_json(nets, tiles, layers=args.layers))
-        return 0
-    if args.layers:
-        for net in nets:  # wider than most terminals, so not rich's to break
-            print(f"{net.name}\n{net.cost}\n")
-    out.print(room.cost_table(nets))
-    if len(nets) > 1:
-        out.print()
-        out.print(room.ratio_table(nets))
-    out.print(
-        "\nFor one clip. Weights: all parameters. GMACs: multiply-accumulates of convolutions and matrix products. "
-        f"fast: multiplications, each axis by F(m, r) with m in {{{', '.join(map(str, tiles))}}} where that saves any.",
-        style="dim",
-    )
-    return 0
+    nets = find_nets(args.nets, num_frames=args.num_frames, size=args.size, options=args.options)
+    return _count(args, nets) if args.cost else _time(args, nets)
 
 
 def convert(argv: Sequence[str]) -> int:
@@ -285,4 +270,47 @@ def _fit(config: TrainConfig | None = None, resume: str | None = None) -> int:
         out.print(f"[bold]validation top-1 {numbers['val_top1']:.4f}[/bold] (epoch {numbers['epoch'] + 1:.0f}{bad})")
     out.print(f"\nmodel     {done.run}\ntest it   lean3d eval {run}", soft_wrap=True)
     out.print(f"use it    lean3d predict {run} VIDEO\nlook      tensorboard --logdir {run}", soft_wrap=True)
+    return 0
+
+
+def _count(args: Bench, nets: Sequence[Net]) -> int:
+    from lean3d.bench import cost
+
+    tiles = cost.parse_tiles(args.tiles)
+    measured = cost.measure(nets, tiles)
+    if args.json:
+        print(cost.to_json(measured, tiles, layers=args.layers))
+        return 0
+    if args.layers:
+        for net in measured:  # wider than most terminals, so not rich's to break
+            print(f"{net.net.name}\n{net.cost}\n")
+    out.print(cost.cost_table(measured))
+    if len(measured) > 1:
+        out.print()
+        out.print(cost.ratio_table(measured))
+    out.print(
+        "\nFor one clip. Weights: all parameters. GMACs: multiply-accumulates of convolutions and matrix products. "
+        f"fast: multiplications, each axis by F(m, r) with m in {{{', '.join(map(str, tiles))}}} where that saves any.",
+        style="dim",
+    )
+    return 0
+
+
+def _time(args: Bench, nets: Sequence[Net]) -> int:
+    from lean3d.bench import seconds
+    from lean3d.bench import show as shown
+
+    report = seconds.measure(
+        nets,
+        runtimes=seconds.parse_runtimes(args.runtimes),
+        threads=seconds.parse_threads(args.threads),
+        rounds=args.rounds,
+    )
+    files = shown.write(report, args.out) if args.out else ()
+    if args.json:
+        print(report.to_json())
+        return 0
+    shown.tables(report, out)
+    for file in files:
+        out.print(f"written  {file}", soft_wrap=True)
     return 0
