@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lean3d import ops
+from lean3d.blocks.norm import normalise
 from lean3d.blocks.streaming import Chain, Frames, Stream, Streaming, Windows
 from lean3d.ops.conv.reference import Triple
 
@@ -134,9 +136,9 @@ class ConvBN(Streaming, nn.Module):
         )
         self.bn = nn.BatchNorm3d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` -> `(N, O, T', H', W')`."""
-        return self.bn(self.conv(x))
+    def forward(self, x: Tensor, *, add: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, O, T', H', W')`; what is added to it and a ReLU behind are as in `normalise`."""
+        return normalise(self.bn, self.conv(x), add=add, relu=relu)
 
     def stream(self) -> Stream:
         """See `Streaming`."""

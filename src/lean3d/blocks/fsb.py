@@ -7,6 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from lean3d.blocks.conv import Conv3d, triple
+from lean3d.blocks.norm import NormReLU
 from lean3d.blocks.streaming import Chain, Stream, Streaming
 from lean3d.errors import ConfigError
 from lean3d.ops.conv.reference import Triple
@@ -99,9 +100,8 @@ class FullySeparableBlock(Streaming, nn.Module):
         )
         self.pointwise = Conv3d(middle, out_channels, 1, groups=groups, bias=bias and "pointwise" not in norm)
         after = {
-            step: nn.Sequential(
-                *[nn.BatchNorm3d(out_channels if step == "pointwise" else middle)] * (step in norm),
-                *[nn.ReLU(inplace=True)] * (step in activation),
+            step: NormReLU(
+                out_channels if step == "pointwise" else middle, norm=step in norm, activation=step in activation
             )
             for step in STEPS
         }

@@ -22,7 +22,7 @@ def normalise(bn: nn.Module, x: Tensor, *, add: Sequence[Tensor] = (), relu: boo
         add: what is added to the normalised x: shaped like it, or with one frame, which then stands for all.
         relu: whether a ReLU follows.
     """
-    if _fused(bn, x):
+    if fuses(bn, x):
         assert bn.num_batches_tracked is not None and bn.running_mean is not None and bn.running_var is not None
         bn.num_batches_tracked.add_(1)
         return ops.batch_norm(
@@ -42,7 +42,8 @@ def normalise(bn: nn.Module, x: Tensor, *, add: Sequence[Tensor] = (), relu: boo
     return F.relu(y) if relu else y
 
 
-def _fused(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm3d]:
+def fuses(bn: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm3d]:
+    """Whether `normalise` calls the operator in place of the module: in training, where there is a kernel."""
     return (
         type(bn) is nn.BatchNorm3d
         and bn.training
@@ -64,8 +65,8 @@ class NormReLU(nn.Sequential):
 
     def __init__(self, channels: int, *, norm: bool = True, activation: bool = True):
         super().__init__(*[nn.BatchNorm3d(channels)] * norm, *[nn.ReLU(inplace=True)] * activation)
-        self.fusable = norm and activation
+        self.both = norm and activation
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> the same."""
-        return normalise(self[0], x, relu=True) if self.fusable else super().forward(x)
+        return normalise(self[0], x, relu=True) if self.both and fuses(self[0], x) else super().forward(x)

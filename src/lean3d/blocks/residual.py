@@ -49,13 +49,23 @@ class ResidualBlock(Streaming, nn.Module):
         """`(N, C, T, H, W)` -> `(N, out_channels, T / time_stride, H / stride, W / stride)`, rounded up."""
         y = x = self.before(x)
         for unit in self.units[:-1]:
-            y = F.relu(unit(y))
-        return F.relu(self.units[-1](y) + self.shortcut(x))
+            y = relu_after(unit, y)
+        return relu_after(self.units[-1], y, add=[self.shortcut(x)])
 
     def stream(self) -> Stream:
         """See `Streaming`."""
         units = [part for unit in self.units[:-1] for part in (unit, F.relu)]
         return Chain(self.before, together(lambda y, x: F.relu(y + x), Chain(*units, self.units[-1]), self.shortcut))
+
+
+def relu_after(unit: nn.Module, x: Tensor, *, add: Sequence[Tensor] = ()) -> Tensor:
+    """`relu(unit(x) + sum(add))`, left to the unit where it knows how to do it in one with its normalisation."""
+    if isinstance(unit, ConvBN):
+        return unit(x, add=add, relu=True)
+    y = unit(x)
+    for other in add:
+        y = y + other
+    return F.relu(y)
 
 
 def bottleneck(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lean3d import ops
 from lean3d.blocks.conv import Conv3d, ConvBN
+from lean3d.blocks.norm import normalise
 from lean3d.blocks.streaming import (
     Chain,
     Frames,
@@ -116,10 +118,11 @@ class SmallBigUnit(ConvBN):
         self.big_bn = nn.BatchNorm3d(out_channels)
         nn.init.zeros_(self.big_bn.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` -> `(N, O, T, H', W')`, any length and size."""
+    def forward(self, x: Tensor, *, add: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, O, T, H', W')`, any length and size; `add` and `relu` as in `normalise`."""
         big_conv = self.big_conv or self.conv
-        return self.bn(self.conv(x)) + self.big_bn(big_conv(self.pool(x)))
+        big = normalise(self.big_bn, big_conv(self.pool(x)))
+        return normalise(self.bn, self.conv(x), add=(big, *add), relu=relu)
 
     def stream(self) -> Stream:
         """See `Streaming`."""

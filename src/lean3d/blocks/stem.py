@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3d import ops
 from lean3d.blocks.conv import ConvBN
 from lean3d.blocks.streaming import Chain, Stream, Streaming, Windows
-from lean3d.ops.conv.op import fold_time, unfold_time
 
 
 class SpatialMaxPool(Streaming, nn.Module):
-    """Max pooling 1 x 3 x 3 at stride (1, 2, 2), time folded into the batch."""
+    """Max pooling 1 x 3 x 3 at stride (1, 2, 2)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, C, T, H / 2, W / 2)`, rounded up."""
-        return unfold_time(F.max_pool2d(fold_time(x), 3, stride=2, padding=1), x.shape[0])
+        return ops.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
 
 
 class TemporalMaxPool(Streaming, nn.Module):
@@ -24,8 +23,7 @@ class TemporalMaxPool(Streaming, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, C, T / 2, H, W)`, rounded up."""
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        return F.max_pool3d(x, (2, 1, 1), ceil_mode=True)
+        return ops.max_pool3d(x, (2, 1, 1), (2, 1, 1), ceil_mode=True)
 
     def stream(self) -> Stream:
         """See `Streaming`."""
@@ -44,9 +42,9 @@ class ConvStem(ConvBN):
     def __init__(self, in_channels: int, out_channels: int, *, time: int = 1):
         super().__init__(in_channels, out_channels, (time, 7, 7), stride=(1, 2, 2))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 2, W / 2)`, rounded up."""
-        return F.relu(super().forward(x))
+        return super().forward(x, relu=True)
 
     def stream(self) -> Stream:
         """See `Streaming`."""
@@ -66,7 +64,7 @@ class ResNetStem(ConvStem):
         super().__init__(in_channels, out_channels, time=time)
         self.pool: nn.Module = SpatialMaxPool()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """`(N, C, T, H, W)` -> `(N, out_channels, T, H / 4, W / 4)`, rounded up."""
         return self.pool(super().forward(x))
 

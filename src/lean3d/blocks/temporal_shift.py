@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,9 +75,9 @@ class ShiftConvBN(ConvBN):
         super().__init__(in_channels, out_channels, kernel_size)
         self.shift = TemporalShift(share)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, T, H, W)` -> `(N, O, T, H, W)`."""
-        return super().forward(self.shift(x))
+    def forward(self, x: Tensor, *, add: Sequence[Tensor] = (), relu: bool = False) -> Tensor:
+        """`(N, C, T, H, W)` -> `(N, O, T, H, W)`; `add` and `relu` as in `normalise`."""
+        return super().forward(self.shift(x), add=add, relu=relu)
 
     def stream(self) -> Stream:
         """See `Streaming`."""

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lean3d import ops
 from lean3d.blocks import (
     Chain,
     ConvBN,
@@ -53,8 +53,7 @@ class ShrinkPool(Streaming, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, T, H, W)` -> `(N, C, T or T / 2, H / 2, W / 2)`, rounded up."""
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        return F.max_pool3d(x, self.window, self.window, ceil_mode=True)
+        return ops.max_pool3d(x, self.window, self.window, ceil_mode=True)
 
     def stream(self) -> Stream:
         """See `Streaming`."""
@@ -65,9 +64,9 @@ class ShrinkPool(Streaming, nn.Module):
 class ConvReLU(ConvBN):
     """`relu(BN(conv(x)))`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """`(N, C, T, H, W)` -> `(N, O, T, H, W)`."""
-        return F.relu(super().forward(x))
+        return super().forward(x, relu=True)
 
     def stream(self) -> Stream:
         """See `Streaming`."""

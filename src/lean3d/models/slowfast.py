@@ -50,9 +50,9 @@ class Lateral(ConvBN):
     def __init__(self, in_channels: int, *, time: int, alpha: int):
         super().__init__(in_channels, 2 * in_channels, (time, 1, 1), stride=(alpha, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """`(N, C, T, H, W)` -> `(N, 2 C, T / alpha, H, W)`, rounded up."""
-        return F.relu(super().forward(x))
+        return super().forward(x, relu=True)
 
     def stream(self) -> Stream:
         """See `Streaming`."""
