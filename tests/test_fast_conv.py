@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+import json
+import math
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,7 +260,7 @@ def test_autocast_leaves_the_transformed_domain_in_float32():
 
 
 def test_auto_tiles():
-    assert auto_tile((16, 56, 56), (3, 3, 3)) == (2, 4, 4)
+    assert auto_tile((16, 56, 56), (3, 3, 3)) == (4, 4, 4)
     assert auto_tile((16, 56, 56), (3, 1, 1)) == (4, 1, 1)
     assert auto_tile((16, 56, 56), (1, 3, 3)) == (1, 4, 4)
     assert auto_tile((1, 2, 7), (3, 3, 3)) == (1, 2, 4)
@@ -547,3 +550,21 @@ def test_the_operator_multiplies_as_often_as_is_counted():
     with Watch():
         fast_op._torch_convolve(x, prepared, (5, 9, 6), weight.shape, (2, 4, 4), (1, 1, 1), 1)
     assert products == [2 * 4 * 6 * fast_op._transformed_size((5, 9, 6), (3, 3, 3), (2, 4, 4))]
+
+
+def test_the_documented_errors_are_the_measured_ones():
+    root = Path(__file__).parents[1]
+    rows = json.loads((root / "benchmarks/results/fast_conv_error.json").read_text())["rows"]
+    measured = {}
+    for row in rows:
+        measured.setdefault((row["kernel"], row["form"]), []).append(row)
+    expected = []
+    for (kernel, form), found in measured.items():
+        r, m = ([int(x) for x in text.split("x")] for text in (kernel, form.split()[0].replace("direct", "1x1x1")))
+        fewer = math.prod(m) * math.prod(r) / math.prod(a + b - 1 for a, b in zip(m, r, strict=True))
+        cells = [f"{row['output']:.1e}" for row in found]
+        cells += [f"{max(row[name] for row in found):.1e}" for name in ("dx", "dweight")]
+        expected.append([kernel, form, "1" if form == "direct" else f"{fewer:.2f}", *cells])
+    lines = (root / "docs/fast_algorithm.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert [cells for cells in table if len(cells) == 8][2:] == expected

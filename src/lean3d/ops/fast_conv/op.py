@@ -144,18 +144,16 @@ def auto_tile(outputs: Sequence[int], kernel: Sequence[int]) -> Triple:
     """A tile with few multiplications and small errors.
 
     Each axis takes the m of 1, 2 and 4 that needs the fewest multiplications for its size, the smaller one where they
-    are equal, as long as m + r - 1 <= 6: beyond that rounding errors grow fast. Where all three axes are transformed,
-    time has F(2, r) at most: F(4x4x4, 3x3x3) is 5 times less exact than (2, 4, 4).
+    are equal, as long as m + r - 1 <= 6: beyond that rounding errors grow fast.
 
     Args:
         outputs, kernel: sizes in time, height, width.
     """
-    nested = min(kernel) > 1
     mt, mh, mw = (
-        min((m for m in choices if m == 1 or m + r <= 7), key=lambda m: -(-size // m) * (m + r - 1)) if r > 1 else 1
-        for size, r, choices in zip(
-            outputs, kernel, ((1, 2) if nested else (1, 2, 4), (1, 2, 4), (1, 2, 4)), strict=True
-        )
+        min((m for m in (1, 2, 4) if m == 1 or m + r - 1 <= 6), key=lambda m: -(-size // m) * (m + r - 1))
+        if r > 1
+        else 1
+        for size, r in zip(outputs, kernel, strict=True)
     )
     return mt, mh, mw
 

@@ -66,7 +66,7 @@ def points(count: int) -> list[Fraction]:
     Pairs of opposite sign let B^T share its even and odd parts, and dyadic points keep A^T and B^T free of rounding.
     Errors are least where small and large powers of the points balance: where the reciprocal of each is one, too. Where
     those of the last pair are not among the first so many, all points are 3/4 of the above: 0, 3/4, -3/4, 3/2, -3/2 for
-    F(4, 3), whose error that makes 3 times smaller, and 8 times in three nested axes (docs/fast_algorithm.md).
+    F(4, 3), whose error that makes 2 to 3 times smaller, and 6 to 12 in three nested axes (docs/fast_algorithm.md).
     """
     pairs = (p for k in itertools.count(1) for p in (Fraction(2**k), Fraction(1, 2**k)))
     signed = (s for p in pairs for s in (p, -p))
