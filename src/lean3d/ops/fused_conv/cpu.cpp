@@ -48,10 +48,30 @@ inline Places merged(Places p, bool frames_too) {
   return p;
 }
 
+// Input of the next block, which comes from memory while this one is computed: some lines with each tile.
+struct Ahead {
+  const float* at;
+  int64_t runs, run, step;  // runs of adjacent floats, from the start of one to the next
+  int64_t per_tile;         // lines
+  int64_t done;             // floats of the current run
+};
+
+inline void prefetch(Ahead& ahead) {
+  for (int64_t i = 0; i < ahead.per_tile && ahead.runs > 0; ++i) {
+    __builtin_prefetch(ahead.at + ahead.done, 0, 2);
+    ahead.done += 16;
+    if (ahead.done >= ahead.run) {
+      ahead.done = 0;
+      ahead.at += ahead.step;
+      --ahead.runs;
+    }
+  }
+}
+
 // One panel of the product for a block, whose first output place is `place`, and `bias_place` among the bias rows,
 // where each place has one, the same for all frames.
 void product(const Places& block, const float* base, const int64_t* taps, int num_taps, int64_t k, const float* panel,
-             int64_t first_channel, int64_t place, int64_t bias_place, const Output& out) {
+             int64_t first_channel, int64_t place, int64_t bias_place, const Output& out, Ahead& ahead) {
   const Places p = merged(block, !out.bias_stride);
   const int columns = static_cast<int>(std::min<int64_t>(gemm_nr(), out.channels - first_channel));
   const int64_t mr = gemm_mr(), ldc = out.channels, all = p.frames * p.rows;
@@ -69,6 +89,7 @@ void product(const Places& block, const float* base, const int64_t* taps, int nu
       const int64_t count = p.columns / tiles + (tile < p.columns % tiles);
       const float* from = base + in_at(row) + column * p.in_column;
       for (int i = 0; i < num_taps; ++i) bases[i] = from + taps[i];
+      prefetch(ahead);
       const int64_t at = (place + out_at(row) + column) * ldc + first_channel;
       if (out.bias) e.bias = out.bias + first_channel + (bias_at(row) + column) * out.bias_stride;
       if (out.residual) e.residual = out.residual + at;
@@ -101,22 +122,23 @@ inline int64_t strip_size(const ConvShape& s, int64_t step, int64_t frames, int6
 
 inline int64_t halves(int64_t size) { return (size + 1) / 2; }
 
-// Blocks whose input is no larger than STRIP, as many as keep all threads busy. `step`: floats of an input place.
-Blocks cut(const ConvShape& s, int64_t step, int threads, bool split_panels) {
+// Blocks whose input is no larger than STRIP, twice that where weights are large, as many as keep all threads busy.
+// `step`: floats of an input place. Where outputs share what is around them in time, blocks keep `few` frames as long as
+// rows can go.
+Blocks cut(const ConvShape& s, int64_t step, int threads, bool split_panels, int64_t few) {
   Blocks b{s.to, s.ho, s.wo, 1, 0};
   const int64_t mr = gemm_mr();
-  const auto size = [&] { return strip_size(s, step, b.frames, b.rows, b.columns); };
-  // Kernels that span time share frames between outputs: their blocks keep frames as long as rows can go.
-  const int64_t few = s.kt > 1 ? std::min<int64_t>(s.to, 4) : 1;
-  while (size() > STRIP && b.frames > few) b.frames = std::max(few, halves(b.frames));
-  while (size() > STRIP && b.rows > 1 && (b.rows > 4 || s.kh == 1 || b.frames == 1)) b.rows = halves(b.rows);
-  while (size() > STRIP && b.columns > 4 * mr) b.columns = round_up(halves(b.columns), mr);
-  while (size() > STRIP && b.frames > 1) b.frames = halves(b.frames);
-  while (size() > STRIP && b.rows > 1) b.rows = halves(b.rows);
+  const bool heavy = s.kt * s.kh * s.kw * s.c * s.o > LARGE_WEIGHTS;
+  const int64_t most = heavy ? 2 * STRIP : STRIP;
+  const auto large = [&] { return strip_size(s, step, b.frames, b.rows, b.columns) > most; };
+  while (large() && b.frames > few) b.frames = std::max(few, halves(b.frames));
+  while (large() && b.rows > 1 && (b.rows > 4 || s.kh == 1 || b.frames == 1)) b.rows = halves(b.rows);
+  while (large() && b.columns > 4 * mr) b.columns = round_up(halves(b.columns), mr);
+  while (large() && b.frames > 1) b.frames = halves(b.frames);
+  while (large() && b.rows > 1) b.rows = halves(b.rows);
   const auto count = [&] { return s.n * ceil_div(s.to, b.frames) * ceil_div(s.ho, b.rows) * ceil_div(s.wo, b.columns); };
   const int64_t panels = ceil_div(s.o, gemm_nr());
-  const bool heavy = split_panels && s.kt * s.kh * s.kw * s.c * s.o > LARGE_WEIGHTS;
-  const int64_t least = heavy ? 14 * mr : 4 * mr;
+  const int64_t least = heavy && split_panels ? 14 * mr : 4 * mr;
   if (threads > 1) {
     while (count() < 4 * threads) {
       if (b.frames * b.rows * b.columns < 2 * least) break;
@@ -156,7 +178,7 @@ Block block_of(const ConvShape& s, const Blocks& b, int64_t piece) {
 }
 
 // Floats from one place of a strip to the next: not a multiple of 4 KiB, whose rows would fight for the same lines.
-inline int64_t step_of(int64_t channels) { return channels % 1024 ? channels : channels + 16; }
+inline int64_t step_of(int64_t channels) { return channels >= 128 && channels % 64 == 0 ? channels + 16 : channels; }
 
 inline void zero(float* p, int64_t count) { std::memset(p, 0, sizeof(float) * count); }
 inline void copy(float* to, const float* from, int64_t count) { std::memcpy(to, from, sizeof(float) * count); }
@@ -191,8 +213,10 @@ void fill_strip(float* strip, const float* x, const ConvShape& s, int64_t step, 
 void conv_direct(const float* x, const float* packed, float* y, const ConvShape& shape, const ConvEpilogue& epilogue,
                  int threads) {
   ConvShape s = shape;
-  const bool copies = s.ph || s.pw || (s.ho - 1) * s.sh + s.kh > s.h || (s.wo - 1) * s.sw + s.kw > s.w;
-  if (s.kh == 1 && s.kw == 1 && s.sh == 1 && s.sw == 1 && !copies) {
+  // Besides for zeros around it, x is copied where its places lie a multiple of 1 KiB apart: their lines would fight
+  // for the same place in the first-level cache. Not for few outputs, to which a copy is dear.
+  const bool copies = s.ph || s.pw || (s.c * s.sw % 256 == 0 && s.o >= 128);
+  if (s.kh == 1 && s.kw == 1 && s.sh == 1 && s.sw == 1 && !s.ph && !s.pw) {
     s.w *= s.h;
     s.wo *= s.ho;
     s.h = s.ho = 1;
@@ -202,22 +226,25 @@ void conv_direct(const float* x, const float* packed, float* y, const ConvShape&
       s.n = s.t = s.to = 1;
     }
   }
-  const int64_t step = copies && s.c > 512 ? step_of(s.c) : s.c;
+  const int64_t step = copies ? step_of(s.c) : s.c;
   // Adjacent places of a kernel's row are one tap with all their channels.
   const int64_t wide = step == s.c ? s.kw : 1;
   const int64_t k = wide * s.c, all = s.kt * s.kh * s.kw * s.c;
-  const Blocks blocks = cut(s, step, threads, true);
+  const Blocks blocks = cut(s, step, threads, true, s.kt > 1 ? std::min<int64_t>(s.to, 4) : 1);
   const Output out{y,
                    s.o,
                    epilogue.offset ? epilogue.offset : epilogue.bias,
                    epilogue.offset ? s.o : 0,
                    epilogue.residual,
                    epilogue.relu};
+  // A block's input frames that exist.
+  const auto first_frame = [&](const Block& b) { return std::max<int64_t>(0, b.t0 * s.st - s.pt); };
+  const auto end_frame = [&](const Block& b) {
+    return std::max(first_frame(b), std::min(s.t, (b.t1 - 1) * s.st - s.pt + s.kt));
+  };
   parallel(blocks.pieces, threads, [&](int64_t piece, int) {
     const Block b = block_of(s, blocks, piece);
-    // Input frames that exist, and the block's rows and columns of them.
-    const int64_t f0 = std::max<int64_t>(0, b.t0 * s.st - s.pt);
-    const int64_t f1 = std::max(f0, std::min(s.t, (b.t1 - 1) * s.st - s.pt + s.kt));
+    const int64_t f0 = first_frame(b), f1 = end_frame(b);
     const int64_t r0 = b.h0 * s.sh - s.ph, r1 = (b.h1 - 1) * s.sh - s.ph + s.kh;
     const int64_t q0 = b.w0 * s.sw - s.pw, q1 = (b.w1 - 1) * s.sw - s.pw + s.kw;
     const float* base = x + (b.n * s.t + f0) * s.h * s.w * s.c;
@@ -230,6 +257,22 @@ void conv_direct(const float* x, const float* packed, float* y, const ConvShape&
       frame = (r1 - r0) * row;
     } else {
       base += r0 * row + q0 * step;
+    }
+    Ahead ahead{};
+    if (piece + threads < blocks.pieces) {
+      const Block next = block_of(s, blocks, piece + threads);
+      const int64_t n0 = first_frame(next), place = s.h == 1 ? next.w0 * s.sw : 0;
+      const int64_t begin = std::max<int64_t>(0, next.h0 * s.sh - s.ph);
+      const int64_t end = std::min(s.h, (next.h1 - 1) * s.sh - s.ph + s.kh);
+      const int64_t width = s.h == 1 ? (next.w1 - next.w0 - 1) * s.sw + s.kw : s.w;
+      ahead = {x + (((next.n * s.t + n0) * s.h + begin) * s.w + place) * s.c,
+               end_frame(next) - n0,
+               (end - begin) * width * s.c,
+               s.h * s.w * s.c,
+               0,
+               0};
+      const int64_t tiles = (b.t1 - b.t0) * (b.h1 - b.h0) * ceil_div(b.w1 - b.w0, gemm_mr()) * (b.j1 - b.j0);
+      ahead.per_tile = ceil_div(ahead.runs * ahead.run, 16 * tiles);
     }
     int64_t taps[MAX_TAPS];
     const int64_t together = s.kt == 1 && !s.pt ? b.t1 - b.t0 : 1;  // output frames with the same taps
@@ -245,7 +288,7 @@ void conv_direct(const float* x, const float* packed, float* y, const ConvShape&
                             s.sh * row, s.sw * step, s.ho * s.wo, s.wo};
         const int64_t at = b.h0 * s.wo + b.w0;
         product(places, base, taps, count, k, packed + (j * all + a0 * s.kh * s.kw * s.c) * gemm_nr(), j * gemm_nr(),
-                (b.n * s.to + t) * s.ho * s.wo + at, b.n * s.ho * s.wo + at, out);
+                (b.n * s.to + t) * s.ho * s.wo + at, b.n * s.ho * s.wo + at, out, ahead);
       }
   });
 }
@@ -421,9 +464,10 @@ void conv_stage_two(const float* x, const float* weight, const float* bias, bool
     for (int64_t t = t0; t < t1; ++t)
       for (int64_t h = h0; h < h1; ++h, to += s.wo * step)
         depthwise_row(d, s, x + n * s.t * s.h * s.w * s.c, weight, t, h, nullptr, to, step);
+    Ahead ahead{};
     const Places places{t1 - t0, h1 - h0, s.wo, (h1 - h0) * s.wo * step, s.wo * step, step, s.ho * s.wo, s.wo};
     for (int64_t j = 0; j < s.o; j += gemm_nr())
-      product(places, middle, &zero_tap, 1, s.c, packed + j * s.c, j, ((n * s.to + t0) * s.ho + h0) * s.wo, 0, out);
+      product(places, middle, &zero_tap, 1, s.c, packed + j * s.c, j, ((n * s.to + t0) * s.ho + h0) * s.wo, 0, out, ahead);
   });
 }
 
@@ -432,22 +476,105 @@ void conv_stage_two(const float* x, const float* weight, const float* bias, bool
 namespace {
 
 constexpr int64_t CHANNELS = 128;
+constexpr int MAX_WINDOW = 64;
 
-// Maxima over `num` rows of `count` floats (a multiple of LANES).
-inline void row_maximum(const float* const* rows, int num, float* to, int64_t count) {
-  if (num == 3) {
-    for (int64_t i = 0; i < count; i += LANES)
-      store(to + i, max(max(load(rows[0] + i), load(rows[1] + i)), load(rows[2] + i)));
-    return;
-  }
+// Maxima over `count` floats (a multiple of LANES) of NUM arrays, of `num` where NUM is 0.
+template <int NUM>
+inline void maximum(const float* const* from, int num, float* to, int64_t count) {
   for (int64_t i = 0; i < count; i += LANES) {
-    vec v = load(rows[0] + i);
-    for (int r = 1; r < num; ++r) v = max(v, load(rows[r] + i));
+    vec v = load(from[0] + i);
+#pragma GCC unroll 3
+    for (int k = 1; k < (NUM ? NUM : num); ++k) v = max(v, load(from[k] + i));
     store(to + i, v);
   }
 }
 
-constexpr int MAX_WINDOW = 63;
+inline void maximum(const float* const* from, int num, float* to, int64_t count) {
+  num == 3 ? maximum<3>(from, num, to, count) : maximum<0>(from, num, to, count);
+}
+
+// The pool of one clip's channels [c0, c0 + channels), columns [left, right), for rows that come one after another.
+// Over time first, then along the width: what is left is a maximum of the last `window_h` rows.
+struct Pool {
+  const ConvShape& s;
+  const float* clip;
+  int64_t c0, channels, left, right;
+  int64_t rt, rh, rw;
+  int64_t from, until, width;  // columns that maxima are over, floats of each in the buffers
+  float* over_time;            // one row
+  float* over_width;           // a ring of 2 rh + 1 rows
+
+  float* ring_row(int64_t r) const { return over_width + r % (2 * rh + 1) * (until - from) * width; }
+
+  template <int FRAMES>
+  void row_over_time(int64_t r, int64_t first, int frames_) const {
+    const int frames = FRAMES ? FRAMES : frames_;
+    const int64_t frame = s.h * s.w * s.c;
+    const mask m = tail(static_cast<int>(channels % LANES));
+    const float* p = clip + ((first * s.h + r) * s.w + from) * s.c + c0;
+    float* to = over_time;
+    for (int64_t w = from; w < until; ++w, p += s.c, to += width) {
+      int64_t c = 0;
+      for (; c + LANES <= channels; c += LANES) {
+        vec v = load(p + c);
+#pragma GCC unroll 3
+        for (int f = 1; f < frames; ++f) v = max(v, load(p + f * frame + c));
+        store(to + c, v);
+      }
+      if (c < channels) {
+        vec v = load(p + c, m);
+        for (int f = 1; f < frames; ++f) v = max(v, load(p + f * frame + c, m));
+        store(to + c, v);
+      }
+    }
+  }
+
+  // Take in row r of frame t.
+  void row(int64_t t, int64_t r) const {
+    const int64_t first = std::max<int64_t>(0, t - rt), last = std::min(s.t - 1, t + rt);
+    if (last - first == 2)
+      row_over_time<3>(r, first, 3);
+    else
+      row_over_time<0>(r, first, static_cast<int>(last - first + 1));
+    const auto columns = [&](int64_t begin, int64_t end, int64_t q0, int64_t q1) {  // around begin: [q0, q1]
+      const float* around[MAX_WINDOW];
+      for (int64_t q = q0; q <= q1; ++q) around[q - q0] = over_time + (q - from) * width;
+      maximum(around, static_cast<int>(q1 - q0 + 1), ring_row(r) + (begin - from) * width, (end - begin) * width);
+    };
+    const int64_t inner = std::min(right, std::max(left, from + rw)), end = std::max(inner, std::min(right, until - rw));
+    for (int64_t w = left; w < inner; ++w) columns(w, w + 1, std::max(from, w - rw), std::min(until - 1, w + rw));
+    if (inner < end) columns(inner, end, inner - rw, inner + rw);
+    for (int64_t w = end; w < right; ++w) columns(w, w + 1, std::max(from, w - rw), std::min(until - 1, w + rw));
+  }
+
+  // x and its pool side by side, places of row r; the rows around it have been taken in.
+  void emit(int64_t t, int64_t r, float* to) const {
+    const float* around[MAX_WINDOW];
+    int num = 0;
+    for (int64_t q = std::max<int64_t>(0, r - rh); q <= std::min(s.h - 1, r + rh); ++q)
+      around[num++] = ring_row(q) + (left - from) * width;
+    const float* x = clip + ((t * s.h + r) * s.w + left) * s.c + c0;
+    num == 3 ? side_by_side<3>(x, around, num, to) : side_by_side<0>(x, around, num, to);
+  }
+
+  template <int NUM>
+  void side_by_side(const float* x, const float* const* around, int num, float* to) const {
+    const mask m = tail(static_cast<int>(channels % LANES));
+    for (int64_t w = 0; w < right - left; ++w, x += s.c, to += 2 * channels)
+      for (int64_t c = 0; c < channels; c += LANES) {
+        vec v = load(around[0] + w * width + c);
+#pragma GCC unroll 3
+        for (int i = 1; i < (NUM ? NUM : num); ++i) v = max(v, load(around[i] + w * width + c));
+        if (channels - c >= LANES) {
+          store(to + c, load(x + c));
+          store(to + channels + c, v);
+        } else {
+          store(to + c, load(x + c, m), m);
+          store(to + channels + c, v, m);
+        }
+      }
+  }
+};
 
 }  // namespace
 
@@ -455,81 +582,40 @@ int64_t small_big_channels() { return CHANNELS; }
 
 void conv_small_big(const float* x, const float* packed, float* y, const ConvShape& s, int64_t window_t,
                     int64_t window_h, int64_t window_w, const ConvEpilogue& epilogue, int threads) {
-  const int64_t most = std::min(CHANNELS, s.c);
-  const Blocks blocks = cut(s, 2 * most, threads, false);
-  const int64_t ring = window_h, width = round_up(most, LANES);
+  const int64_t most = std::min(CHANNELS, s.c), width = round_up(most, LANES);
+  const Blocks blocks = cut(s, 2 * most, threads, false, std::min<int64_t>(s.to, 4));
   const int64_t rt = window_t / 2, rh = window_h / 2, rw = window_w / 2;
   parallel(blocks.pieces, threads, [&](int64_t piece, int) {
     const Block b = block_of(s, blocks, piece);
     const int64_t r0 = b.h0 * s.sh - s.ph, r1 = (b.h1 - 1) * s.sh - s.ph + s.kh;
     const int64_t q0 = b.w0 * s.sw - s.pw, q1 = (b.w1 - 1) * s.sw - s.pw + s.kw;
-    // Columns of x that the strip holds, and those that its maxima are over.
     const int64_t left = std::min(q1, std::max<int64_t>(0, q0)), right = std::max(left, std::min(s.w, q1));
+    const int64_t begin = std::max<int64_t>(0, r0), end = std::max(begin, std::min(s.h, r1));
     const int64_t from = std::max<int64_t>(0, left - rw), until = std::min(s.w, right + rw);
-    const int64_t pitch_max = (until - from) * width;
+    const int64_t row = std::max<int64_t>(0, until - from) * width;
     float* strip = scratch(0, (b.t1 - b.t0) * (r1 - r0) * (q1 - q0) * 2 * most);
-    float* maxima = scratch(1, ring * pitch_max);  // over time and width, of the last `window_h` rows
-    float* over_time = scratch(2, pitch_max);
+    float* over_time = scratch(1, row);
+    float* over_width = scratch(2, window_h * row);
     const float* clip = x + b.n * s.t * s.h * s.w * s.c;
     const float* panels = packed;
+    Ahead ahead{};
     for (int64_t c0 = 0; c0 < s.c; c0 += most) {
       const int64_t channels = std::min(most, s.c - c0), step = 2 * channels, pitch = (q1 - q0) * step;
-      const auto in_strip = [&](int64_t t, int64_t r) { return strip + ((t - b.t0) * (r1 - r0) + r - r0) * pitch; };
+      const Pool pool{s, clip, c0, channels, left, right, rt, rh, rw, from, until, width, over_time, over_width};
       for (int64_t t = b.t0; t < b.t1; ++t) {
-        const int64_t first = std::max<int64_t>(0, t - rt), last = std::min(s.t - 1, t + rt);
-        for (int64_t r = r0; r < r1; ++r)
-          if (r < 0 || r >= s.h) zero(in_strip(t, r), pitch);
-        const int64_t begin = std::max<int64_t>(0, r0), end = std::min(s.h, r1);
-        const int64_t row_end = std::min(s.h, end + rh);
-        for (int64_t r = std::max<int64_t>(0, begin - rh); begin < end && r < row_end + rh; ++r) {
-          if (r < row_end) {
-            for (int64_t w = from; w < until; ++w)
-              for (int64_t c = 0; c < channels; c += LANES) {
-                const float* p = clip + ((first * s.h + r) * s.w + w) * s.c + c0 + c;
-                const bool whole = channels - c >= LANES;
-                const mask m = tail(static_cast<int>(std::min<int64_t>(LANES, channels - c)));
-                vec v = whole ? load(p) : load(p, m);
-                for (int64_t f = first; f < last; ++f) {
-                  p += s.h * s.w * s.c;
-                  v = max(v, whole ? load(p) : load(p, m));
-                }
-                store(over_time + (w - from) * width + c, v);
-              }
-            float* to = maxima + r % ring * pitch_max;
-            for (int64_t w = left; w < right; ++w) {
-              const float* rows[MAX_WINDOW];
-              int num = 0;
-              for (int64_t q = std::max(from, w - rw); q <= std::min(until - 1, w + rw); ++q)
-                rows[num++] = over_time + (q - from) * width;
-              row_maximum(rows, num, to + (w - from) * width, width);
-            }
+        float* frame = strip + (t - b.t0) * (r1 - r0) * pitch;
+        for (int64_t r = r0; r < r1; ++r) {
+          float* to = frame + (r - r0) * pitch;
+          if (r < begin || r >= end) {
+            zero(to, pitch);
+          } else {
+            zero(to, (left - q0) * step);
+            zero(to + (right - q0) * step, (q1 - right) * step);
           }
-          const int64_t done = r - rh;  // the row that now has all its neighbours
-          if (done < begin || done >= end) continue;
-          const float* rows[MAX_WINDOW];
-          int num = 0;
-          for (int64_t q = std::max<int64_t>(0, done - rh); q <= std::min(s.h - 1, done + rh); ++q)
-            rows[num++] = maxima + q % ring * pitch_max;
-          float* to = in_strip(t, done);
-          zero(to, (left - q0) * step);
-          zero(to + (right - q0) * step, (q1 - right) * step);
-          for (int64_t w = left; w < right; ++w) {
-            float* place = to + (w - q0) * step;
-            const float* p = clip + ((t * s.h + done) * s.w + w) * s.c + c0;
-            const int64_t at = (w - from) * width;
-            for (int64_t c = 0; c < channels; c += LANES) {
-              vec v = load(rows[0] + at + c);
-              for (int i = 1; i < num; ++i) v = max(v, load(rows[i] + at + c));
-              if (channels - c >= LANES) {
-                store(place + c, load(p + c));
-                store(place + channels + c, v);
-              } else {
-                const mask m = tail(static_cast<int>(channels - c));
-                store(place + c, load(p + c, m), m);
-                store(place + channels + c, v, m);
-              }
-            }
-          }
+        }
+        for (int64_t r = begin, next = std::max<int64_t>(0, begin - rh); r < end; ++r) {
+          for (; next < std::min(s.h, r + rh + 1); ++next) pool.row(t, next);
+          pool.emit(t, r, frame + (r - r0) * pitch + (left - q0) * step);
         }
       }
       // Sums over the channels so far wait in y.
@@ -543,7 +629,7 @@ void conv_small_big(const float* x, const float* packed, float* y, const ConvSha
                           s.sh * pitch, s.sw * step, s.ho * s.wo, s.wo};
       for (int64_t j = 0; j < s.o; j += gemm_nr())
         product(places, strip, taps, static_cast<int>(s.kh), k, panels + j * s.kh * k, j,
-                ((b.n * s.to + b.t0) * s.ho + b.h0) * s.wo + b.w0, 0, out);
+                ((b.n * s.to + b.t0) * s.ho + b.h0) * s.wo + b.w0, 0, out, ahead);
       panels += round_up(s.o, gemm_nr()) * s.kh * k;
     }
   });

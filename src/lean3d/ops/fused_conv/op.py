@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lean3d.errors import ConfigError
@@ -91,6 +92,14 @@ class PackedConv:
         self._geometry = _Geometry(weight.shape, stride, padding, groups)
         self._bias = _bias(bias, weight.shape[0], padded=algorithm == "depthwise")
         self._weight = (_pack_depthwise if algorithm == "depthwise" else _pack_dense)(_checked(weight))
+        # Few outputs leave most of a vector empty. Two neighbours along the width fill it better: as one place with
+        # twice the outputs, a kernel wider by the stride, and twice the stride.
+        self._pairs: PackedConv | None = None
+        (_, _, step), kw = stride, weight.shape[4]
+        if algorithm == "direct" and 4 * weight.shape[0] <= native.kernels().gemm_nr() and step < kw:
+            wide = torch.cat([F.pad(weight, (0, step)), F.pad(weight, (step, 0))])
+            twice = None if bias is None else bias.repeat(2)
+            self._pairs = PackedConv(wide, twice, (*stride[:2], 2 * step), padding, groups, algorithm)
 
     def out_shape(self, shape: Sequence[int]) -> torch.Size:
         """`(N, C, T, H, W)` -> `(N, O, T', H', W')`.
@@ -120,18 +129,27 @@ class PackedConv:
         """The same with an `offset` `(N, O, 1, H', W')` for all times in place of the bias."""
         x, out, residual = _tensors(x, out, residual, self.out_shape(x.shape))
         place = native.address
-        sizes, end = self._geometry.sizes(x, out), (relu, torch.get_num_threads())
+        end = (relu, torch.get_num_threads())
         if self.algorithm == "depthwise":
             native.kernels().conv_depthwise(
-                place(x), place(self._weight), place(out), sizes, place(self._bias), place(residual), *end
-            )
-        else:
-            native.kernels().conv_direct(
                 place(x),
                 place(self._weight),
                 place(out),
-                sizes,
+                self._geometry.sizes(x, out.shape),
                 place(self._bias),
+                place(residual),
+                *end,
+            )
+        else:
+            conv, shape = self, out.shape
+            while conv._pairs is not None and shape[4] % 2 == 0:
+                conv, shape = conv._pairs, torch.Size((shape[0], 2 * shape[1], *shape[2:4], shape[4] // 2))
+            native.kernels().conv_direct(
+                place(x),
+                place(conv._weight),
+                place(out),
+                conv._geometry.sizes(x, shape),
+                place(conv._bias),
                 place(offset),
                 place(residual),
                 *end,
@@ -212,7 +230,7 @@ class PackedStageTwo:
             self._middle_relu,
             place(self._pointwise),
             place(out),
-            self._geometry.sizes(x, out),
+            self._geometry.sizes(x, out.shape),
             place(self._bias),
             place(residual),
             relu,
@@ -296,7 +314,7 @@ class PackedSmallBig:
             place(x),
             place(self._weight),
             place(out),
-            self._geometry.sizes(x, out),
+            self._geometry.sizes(x, out.shape),
             self._window,
             place(self._bias),
             place(residual),
@@ -325,10 +343,10 @@ class _Geometry:
             raise ConfigError(f"x {tuple(shape)} is smaller than the kernel {self.kernel} at padding {self.padding}")
         return torch.Size((shape[0], self.out_channels, *sizes))
 
-    def sizes(self, x: Tensor, out: Tensor) -> tuple[int, ...]:
+    def sizes(self, x: Tensor, out_shape: Sequence[int]) -> tuple[int, ...]:
         """ConvShape of cpu.h."""
         n, c, t, h, w = x.shape
-        return (n, t, h, w, c, *out.shape[2:], self.out_channels, *self.kernel, *self.stride, *self.padding)
+        return (n, t, h, w, c, *out_shape[2:], self.out_channels, *self.kernel, *self.stride, *self.padding)
 
 
 def _tensors(
@@ -363,7 +381,7 @@ def _bias(bias: Tensor | None, channels: int, padded: bool = False) -> Tensor | 
         return None
     if bias.shape != (channels,):
         raise ConfigError(f"bias must be ({channels},); got {tuple(bias.shape)}")
-    return torch.nn.functional.pad(_checked(bias), (0, -channels % 16 if padded else 0)).contiguous()
+    return F.pad(_checked(bias), (0, -channels % 16 if padded else 0)).contiguous()
 
 
 def _pack_dense(weight: Tensor) -> Tensor:
@@ -380,4 +398,4 @@ def _pack_dense(weight: Tensor) -> Tensor:
 def _pack_depthwise(weight: Tensor) -> Tensor:
     """`(C, 1, K, R, S)` -> `(K, R, S, C)`, C padded to a multiple of 16."""
     by_channels = weight[:, 0].permute(1, 2, 3, 0)
-    return torch.nn.functional.pad(by_channels, (0, -weight.shape[0] % 16)).contiguous()
+    return F.pad(by_channels, (0, -weight.shape[0] % 16)).contiguous()

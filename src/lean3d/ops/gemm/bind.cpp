@@ -5,6 +5,7 @@
 using namespace lean3d;
 
 LEAN3D_BIND(gemm) {
+  m.def("gemm_nr", [] { return LEAN3D_CALL(gemm_nr)(); });
   m.def("gemm_packed_size", [](int64_t k, int64_t n) { return LEAN3D_CALL(gemm_packed_size)(k, n); });
   m.def(
       "gemm_pack",

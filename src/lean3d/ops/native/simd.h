@@ -27,12 +27,12 @@ typedef __mmask16 mask;
 inline mask tail(int n) { return n >= LANES ? mask(0xffff) : mask((1u << n) - 1u); }
 inline vec load(const float* p, mask m) { return (vec)_mm512_maskz_loadu_ps(m, p); }
 inline void store(float* p, vec v, mask m) { _mm512_mask_storeu_ps(p, m, (__m512)v); }
-// As torch: NaN wins. vmaxps gives its second operand where one is NaN, so a NaN in `a` is put back.
+// As torch: NaN wins. vmaxps gives its second operand where one is NaN, so only a NaN in `a` is looked after.
 inline vec max(vec a, vec b) {
-  __m512 r = _mm512_max_ps((__m512)a, (__m512)b);
-  return (vec)_mm512_mask_mov_ps(r, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_UNORD_Q), (__m512)a);
+  const __mmask16 number = _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q);
+  return (vec)_mm512_mask_max_ps((__m512)a, number, (__m512)a, (__m512)b);
 }
-inline vec relu(vec a) { return max(a, vec{}); }
+inline vec relu(vec a) { return (vec)_mm512_max_ps(__m512{}, (__m512)a); }
 
 #elif defined(__AVX2__)
 
@@ -49,7 +49,7 @@ inline vec max(vec a, vec b) {
   __m256 r = _mm256_max_ps((__m256)a, (__m256)b);
   return (vec)_mm256_blendv_ps(r, (__m256)a, _mm256_cmp_ps((__m256)a, (__m256)a, _CMP_UNORD_Q));
 }
-inline vec relu(vec a) { return max(a, vec{}); }
+inline vec relu(vec a) { return (vec)_mm256_max_ps(__m256{}, (__m256)a); }
 
 #else  // NEON, and any other machine, by the compiler's own means
 
