@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from lean3d.ops import native
+
+
+def pytest_report_header() -> str:
+    """Which backend the operators' tests run."""
+    if not native.available():
+        return f"native kernels: none ({native.absence()})"
+    return f"native kernels: {native.kernels().isa()}, threads by {native.kernels().thread_pool()}"
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -129,6 +129,7 @@ def _machine() -> Iterator[Finding]:
         yield _finding("threads", f"PyTorch computes with {threads}, more than there are cores", "note", mend)
     else:
         yield _finding("threads", f"PyTorch computes with {threads}")
+    yield _native_kernels()
     yield _finding("memory", _memory())
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
@@ -139,6 +140,23 @@ def _machine() -> Iterator[Finding]:
     else:
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         yield _finding("GPU", f"none (PyTorch is built with {built}); light nets train on a CPU")
+
+
+def _native_kernels() -> Finding:
+    """The optional extension `lean3d._native`: what it runs on, or why it is not there."""
+    from lean3d.ops import native
+
+    if native.available():
+        kernels = native.kernels()
+        pool = "PyTorch's threads (libgomp)" if kernels.thread_pool() == "libgomp" else "threads of their own"
+        return _finding("native kernels", f"{kernels.isa()}, on {pool}")
+    if os.environ.get("LEAN3D_NATIVE") == "off":
+        return _finding("native kernels", native.absence(), "note", "unset LEAN3D_NATIVE")
+    mend = (
+        "with a C++17 compiler at hand (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), install "
+        "lean3d again: pip install --force-reinstall --no-deps --no-cache-dir lean3d (in a clone: make native)"
+    )
+    return _finding("native kernels", f"{native.absence()}; lean3d works without them, more slowly", "note", mend)
 
 
 def _packages() -> Iterator[Finding]:
