@@ -11,7 +11,7 @@ LEAN3D_BIND(fast_conv) {
   m.def(
       "fast_conv",
       [](int64_t clips, Triple in, Triple out, Triple m, Triple taps, Triple padding, std::array<int64_t, 2> channels,
-         int64_t outputs, Triple block, bool shared, std::array<uintptr_t, 2> x, uintptr_t weights, uintptr_t time_in,
+         int64_t outputs, std::array<int64_t, 2> block, bool shared, std::array<uintptr_t, 2> x, uintptr_t weights, uintptr_t time_in,
          uintptr_t time_out, uintptr_t bias, uintptr_t residual, bool residual_still, bool relu, uintptr_t y, int threads) {
         FastConv layer{};
         layer.clips = clips;
@@ -27,7 +27,6 @@ LEAN3D_BIND(fast_conv) {
         layer.outputs = outputs;
         layer.block_frames = block[0];
         layer.block_tiles = block[1];
-        layer.block_panels = block[2];
         layer.shared = shared;
         const FastConvData data{{floats(x[0]), floats(x[1])}, floats(weights), floats(time_in), floats(time_out),
                                 floats(bias), floats(residual),

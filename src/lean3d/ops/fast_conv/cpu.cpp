@@ -275,18 +275,14 @@ class Run {
         }
       }
     } else {
-      // Sums of all steps in time are kept for some panels at a time; for the next ones x is transformed again.
-      const int64_t group = steps_ == 1 ? panels_ : least(layer_.block_panels, panels_);
       parallel(blocks, threads_, [&](int64_t index, int) {
         const Block b = block(index);
         float* v = scratch(0, positions_ * position_);
-        float* sums = scratch(3, sums_ * group);
-        for (int64_t first = 0; first < panels_; first += group)
-          for (int64_t step = 0; step < steps_; ++step) {
-            transform(b, step, v, 0, rows_of(b));
-            for (int64_t panel = first; panel < least(panels_, first + group); ++panel)
-              multiply(b, step, v, panel, sums + (panel - first) * sums_);
-          }
+        float* sums = scratch(3, sums_ * panels_);
+        for (int64_t step = 0; step < steps_; ++step) {
+          transform(b, step, v, 0, rows_of(b));
+          for (int64_t panel = 0; panel < panels_; ++panel) multiply(b, step, v, panel, sums + panel * sums_);
+        }
       });
     }
   }

@@ -20,9 +20,8 @@ struct FastConv {
   int64_t m[3], taps[3], padding[3];
   int64_t channels[2];       // of x and of what is concatenated to it
   int64_t outputs;
-  // What is worked on at a time: tiles in time x tiles of the plane are the rows of the product, and where points in time
-  // are summed over, panels of the product.
-  int64_t block_frames, block_tiles, block_panels;
+  // What is worked on at a time: tiles in time x tiles of the plane, which are the rows of the product.
+  int64_t block_frames, block_tiles;
   // Threads share a block, each with panels of its own, instead of having a block each.
   bool shared;
 };

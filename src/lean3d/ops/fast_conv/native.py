@@ -116,7 +116,8 @@ def pack_weight(weight: Tensor, tile: Sequence[int]) -> Tensor:
     points = len(gt) * len(gh) * len(gw)
     by_taps = tile[0] == 1
     panels = -(-o // columns)
-    packed = torch.zeros(panels, points * c, columns)
+    packed = native.empty_for_weights(panels * points * c * columns).view(panels, points * c, columns)
+    packed[-1].zero_()
     for i, part in enumerate(weight.detach().split(columns)):  # in parts: in float64 they are large
         u = torch.einsum("ockrs,tk,hr,ws->thwco", part.double(), gt, gh, gw)
         u = u.permute(1, 2, 0, 3, 4) if by_taps else u
@@ -205,12 +206,16 @@ class PackedFastConv:
         )
         return out
 
-    def _blocks(self, shape: Sequence[int], threads: int) -> tuple[Triple, bool]:
-        """What is worked on at a time, see `FastConv` in cpu.h: (frames, tiles of the plane, panels), shared."""
+    def _blocks(self, shape: Sequence[int], threads: int) -> tuple[tuple[int, int], bool]:
+        """What is worked on at a time, see `FastConv` in cpu.h: tiles in time and of the plane; whether it is shared."""
         frames, height, width = (-(-s // m) for s, m in zip(shape[2:], self.tile, strict=True))
         tiles = height * width
-        block_tiles = min(tiles, 56)
-        return (max(1, min(frames, 56 // block_tiles)), block_tiles, 1), False
+        rows = 56 if max(self.tile[1:]) == 4 else 112  # of the product: few enough for the cache, many for each weight
+        block_tiles = -(-tiles // max(1, round(tiles / rows)))
+        blocks_in_time = -(-frames // max(1, rows // block_tiles))
+        block_frames = -(-frames // blocks_in_time)
+        blocks = shape[0] * blocks_in_time * -(-tiles // block_tiles)
+        return (block_frames, block_tiles), blocks < 4 * threads and blocks % threads != 0
 
     def _check(
         self, x: Tensor, second: Tensor | None, residual: Tensor | None, out: Tensor | None, shape: Sequence[int]

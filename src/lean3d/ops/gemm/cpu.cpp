@@ -18,6 +18,8 @@ constexpr int MR = 6, NV = 2;  // 12 of 16
 constexpr int MR = 8, NV = 3;  // 24 of NEON's 32
 #endif
 constexpr int NR = NV * LANES;
+// Floats of B that are asked for ahead of their use: panels larger than the caches come from memory meanwhile.
+constexpr int AHEAD = 64 * NR;
 
 // Rows come in groups of GROUP: the second group's inputs are `jump` floats behind the first's.
 template <int ROWS, int V, int GROUP>
@@ -35,7 +37,10 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
     for (int64_t q = 0; q < k; ++q, panel += NR) {
       vec b[V];
 #pragma GCC unroll 3
-      for (int v = 0; v < V; ++v) b[v] = load(panel + v * LANES);
+      for (int v = 0; v < V; ++v) {
+        b[v] = load(panel + v * LANES);
+        __builtin_prefetch(panel + AHEAD + v * LANES);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < ROWS; ++i) {
         const float x = i < GROUP ? a[i * lda + q] : a2[(i - GROUP) * lda + q];

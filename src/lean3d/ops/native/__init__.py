@@ -6,8 +6,10 @@ a path names a library built elsewhere (a sanitizer's), and "on" makes their abs
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import mmap
 import os
 from types import ModuleType
 
@@ -67,6 +69,24 @@ def kernels() -> ModuleType:
 def address(x: Tensor | None) -> int:
     """What a kernel takes for a tensor; 0 for None."""
     return 0 if x is None else x.data_ptr()
+
+
+LARGE_PAGE = 2 << 20
+"""Bytes of one, on x86-64 and AArch64."""
+
+
+def empty_for_weights(count: int) -> Tensor:
+    """Floats `(count,)`, not set to anything, in large pages where there are many and Linux has them.
+
+    A kernel that reads packed weights once from start to end is held up by the look-up of every 4 KB page.
+    """
+    if 4 * count < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(count)
+    size = -(-4 * count // LARGE_PAGE) * LARGE_PAGE
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel built without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.float32, count=count)
 
 
 def takes(*tensors: Tensor | None) -> bool:
