@@ -229,6 +229,17 @@ def test_eval_writes_down_all_that_repeats_it(videos, run_folder, tmp_path):
     assert evaluate.run(run_folder, out=tmp_path, quiet=True, device="cpu").metrics() == results.metrics()
 
 
+def test_eval_of_a_compiled_model_gives_the_same_scores(videos, run_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEAN3D_CACHE", str(tmp_path / "cache"))
+    plain = evaluate.run(run_folder, out=tmp_path / "plain", quiet=True, device="cpu")
+    fast = evaluate.run(run_folder, out=tmp_path / "fast", quiet=True, fast=True)
+    torch.testing.assert_close(fast.scores.probabilities, plain.scores.probabilities, rtol=1e-4, atol=1e-5)
+    assert json.loads((tmp_path / "fast/results.json").read_text())["fast"] is True
+    assert list((tmp_path / "cache").glob("*.json"))
+    with pytest.raises(ConfigError, match="fast computes in fp32, got precision bf16"):
+        evaluate.run(run_folder, out=tmp_path, quiet=True, fast=True, precision="bf16")
+
+
 def test_eval_takes_other_data_splits_and_views(videos, run_folder, tmp_path):
     options = {"out": tmp_path, "quiet": True, "device": "cpu"}
     train = evaluate.run(run_folder, split="train", views=ViewsConfig(1, 3), **options)

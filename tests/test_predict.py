@@ -56,6 +56,22 @@ def steps(*levels: int, length: int = 10, height: int = 32, width: int = 32) -> 
     )
 
 
+def test_a_compiled_model_says_the_same(video, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEAN3D_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    model = create_model("c2d_r18", width=0.125, num_classes=3, num_frames=4, size=32)
+    torch.nn.init.normal_(model.head.linear.weight)
+    checkpoint.save_model(tmp_path / "model.safetensors", model, CLASSES, to_dict(TrainConfig()))
+    plain, fast = load_model(tmp_path, "cpu").predict(video), load_model(tmp_path, fast=True).predict(video)
+    assert len(fast.clips) == len(plain.clips) > 2
+    for a, b in zip(fast.clips, plain.clips, strict=True):
+        assert a.labels == b.labels
+        assert a.scores == pytest.approx(b.scores, abs=1e-4)
+    assert list((tmp_path / "cache").glob("*.json"))
+    with pytest.raises(ConfigError, match="fast is for CPUs, got device cuda"):
+        load_model(tmp_path, "cuda", fast=True)
+
+
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A long file: dark for two seconds, middle for one, bright for the last 0.4."""

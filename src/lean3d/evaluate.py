@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lean3d import checkpoint as checkpoints
+from lean3d import fast as compiler
 from lean3d.config import DataConfig, ViewsConfig, from_dict, to_dict
 from lean3d.data.dataset import BadFile, BadFileLog
 from lean3d.data.loader import Batch, test_loader
@@ -178,6 +179,7 @@ def collect_scores(
     device: torch.device | str = "cpu",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     clips_at_once: int = 16,
+    fast: bool = False,
     bad_files: BadFileLog | None = None,
     quiet: bool = True,
 ) -> Scores:
@@ -186,6 +188,7 @@ def collect_scores(
     Args:
         num_classes: K.
         clips_at_once: Largest number of clips in one pass through the model, however many views a video has.
+        fast: Compile the model for this machine's CPU, see `lean3d.fast.compile`; then clips go through one by one.
         bad_files: Counts the bad files too, and raises TooManyBadFilesError as soon as they are too many.
     """
     device = torch.device(device)
@@ -193,6 +196,7 @@ def collect_scores(
     bad: list[BadFile] = []
     autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     with _eval_mode(model), torch.autocast(device.type, autocast, enabled=autocast is not None):
+        forward = compiler.compile(model, quiet=True) if fast else model
         for batch in _progress(batches, "testing", quiet):
             bad += batch.bad
             if bad_files is not None:
@@ -201,8 +205,8 @@ def collect_scores(
                 continue
             views = batch.clips.flatten(0, 1)  # (N * V, C, T, h, w)
             parts = []
-            for chunk in views.split(clips_at_once):
-                logits = model(normalize(chunk.to(device), model.input_spec))  # type: ignore[arg-type]
+            for chunk in views.split(1 if fast else clips_at_once):
+                logits = forward(normalize(chunk.to(device), model.input_spec))  # type: ignore[arg-type]
                 parts.append(logits.float().softmax(-1).cpu())
             indices.append(batch.indices)
             labels.append(batch.labels)
@@ -261,6 +265,7 @@ def run(
     batch_size: int = 16,
     device: str = "auto",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    fast: bool = False,
     out: str | Path | None = None,
     command: str | None = None,
     quiet: bool = False,
@@ -282,6 +287,7 @@ def run(
         batch_size: Largest number of videos loaded at once.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
         precision: bf16 and fp16 are mixed precision.
+        fast: Compile the models for this machine's CPU, see `lean3d.fast.compile`.
         out: The folder to write into; default: see `results_folder`.
         command: What was typed; default: this process's arguments.
         quiet: No progress bar.
@@ -291,8 +297,8 @@ def run(
 
     Raises:
         CheckpointError: A checkpoint is missing or damaged.
-        ConfigError: A field of `data` is unknown, the checkpoint has no recipe and `data` has no root, or the
-            checkpoints have different classes.
+        ConfigError: A field of `data` is unknown, the checkpoint has no recipe and `data` has no root, the
+            checkpoints have different classes, or `fast` is asked for off the CPU or in another precision than fp32.
         DataError: The split is empty, or has classes that the model does not know.
         TooManyBadFilesError: More files than `max_bad_share` can't be decoded.
     """
@@ -307,7 +313,9 @@ def run(
     split, clips = _select(manifest, split)
     clips = _relabel(clips, manifest.classes, classes)
 
-    where = _device(device)
+    if fast and precision != "fp32":
+        raise ConfigError(f"fast computes in fp32, got precision {precision}: leave one of them out")
+    where = compiler.device(device) if fast else _device(device)
     parts = []
     for member in members:
         spec = member.model.input_spec
@@ -317,6 +325,7 @@ def run(
             len(classes),
             device=where,
             precision=precision,
+            fast=fast,
             bad_files=BadFileLog(len(clips), config.max_bad_share),
             quiet=quiet,
         )
@@ -331,6 +340,7 @@ def run(
         "data": {"config": to_dict(config), "split": split, "digest": manifest.digest(), "source": manifest.source},
         "views": to_dict(views),
         "precision": precision,
+        "fast": fast,
         "device": str(where),
         "versions": _versions(),
     }

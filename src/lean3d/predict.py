@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lean3d import checkpoint as checkpoints
+from lean3d import fast as compiler
 from lean3d.config import DataConfig
 from lean3d.data.annotations import VIDEOS
 from lean3d.data.dataset import BadFile, decode_size
@@ -138,11 +139,16 @@ class Predictor:
     Args:
         checkpoint: What `checkpoint.load` gave.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
+        fast: Compile the model for this machine's CPU when the first clip comes, see `lean3d.fast.compile`.
+
+    Raises:
+        ConfigError: `fast` on another device.
     """
 
-    def __init__(self, checkpoint: checkpoints.Checkpoint, device: str = "auto"):
-        self.device = _device(device)
+    def __init__(self, checkpoint: checkpoints.Checkpoint, device: str = "auto", *, fast: bool = False):
+        self.device = compiler.device(device) if fast else _device(device)
         self.model = checkpoint.model.eval().to(self.device)
+        self._compiled = compiler.compile(self.model, quiet=True) if fast else None
         self.spec = checkpoint.model.input_spec
         self.classes = checkpoint.classes
         data = checkpoint.recipe.data if checkpoint.recipe else DataConfig()
@@ -229,7 +235,11 @@ class Predictor:
                 pixels = reader.get_frames(missing, size=size, channels=self.spec.channels)
                 ready |= zip(missing, crop(pixels)[0].unbind(1), strict=True)
             clips = torch.stack([torch.stack([ready[i] for i in window], dim=1) for window in chunk.tolist()])
-            logits = self.model(normalize(clips.to(self.device), self.spec))
+            inputs = normalize(clips.to(self.device), self.spec)
+            if self._compiled is None:
+                logits = self.model(inputs)
+            else:  # one by one: what one clip needs of memory stays in the cache
+                logits = torch.cat([self._compiled(clip) for clip in inputs.split(1)])
             yield chunk, logits.float().softmax(-1).double().cpu()
 
     def _best(self, probabilities: torch.Tensor, top_k: int, start: float, end: float) -> Prediction:
@@ -237,17 +247,19 @@ class Predictor:
         return Prediction(tuple(self.classes[i] for i in places.tolist()), tuple(scores.tolist()), start, end)
 
 
-def load_model(path: str | Path, device: str = "auto") -> Predictor:
+def load_model(path: str | Path, device: str = "auto", *, fast: bool = False) -> Predictor:
     """A trained model, ready to predict: ``lean3d.load_model("runs/mine").predict("clip.mp4")``.
 
     Args:
         path: A `.safetensors` file of lean3d, or a run folder.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
+        fast: Compile the model for this machine's CPU when the first clip comes, see `lean3d.fast.compile`.
 
     Raises:
         CheckpointError: The checkpoint is missing or damaged.
+        ConfigError: `fast` on another device than a CPU.
     """
-    return Predictor(checkpoints.load(path), device)
+    return Predictor(checkpoints.load(path), device, fast=fast)
 
 
 def run(
@@ -257,6 +269,7 @@ def run(
     top_k: int = 5,
     stride: int | None = None,
     device: str = "auto",
+    fast: bool = False,
     video: str | Path | None = None,
     quiet: bool = False,
 ) -> Predictions:
@@ -268,6 +281,7 @@ def run(
         top_k: Classes to name.
         stride: See `Predictor.predict`.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
+        fast: As in `load_model`.
         video: Where to write the video with its classes drawn on: an mp4 file for a file, a folder for a folder.
         quiet: No progress bar.
 
@@ -280,7 +294,7 @@ def run(
         CheckpointError: The checkpoint is missing or damaged.
     """
     path = Path(path)
-    predictor = load_model(checkpoint, device)
+    predictor = load_model(checkpoint, device, fast=fast)
     many = path.is_dir() and find_videos(path) != [path]
     files = find_videos(path) if many else [path]
     if not files:

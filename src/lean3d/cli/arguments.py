@@ -117,6 +117,8 @@ class Eval:
     """cpu, cuda, cuda:1, mps, or auto."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 are mixed precision."""
+    fast: bool = False
+    """Compile the model for this machine's CPU first: the same scores, but for rounding, in less time."""
     batch_size: int = 16
     """Largest number of videos that are loaded at once."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
@@ -141,6 +143,8 @@ class Predict:
     """Frames from one window's start to the next (default: windows touch)."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps, or auto."""
+    fast: bool = False
+    """Compile the model for this machine's CPU first: the same scores, but for rounding, in less time."""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def evaluate(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         device=args.device,
         precision=args.precision,
+        fast=args.fast,
         out=folder,
         command=shlex.join(["lean3d", "eval", *argv]),
     )
@@ -108,6 +109,7 @@ def predict(argv: Sequence[str]) -> int:
                 top_k=args.top_k,
                 stride=args.stride,
                 device=args.device,
+                fast=args.fast,
                 video=video,
                 quiet=args.json,
             )

@@ -5,6 +5,6 @@ net -> trace -> passes -> choose (measure, cache) -> plan
                 fuse      each operation
 """
 
-from lean3d.fast.compiler import CompiledModel, compile
+from lean3d.fast.compiler import CompiledModel, compile, device
 
-__all__ = ["CompiledModel", "compile"]
+__all__ = ["CompiledModel", "compile", "device"]

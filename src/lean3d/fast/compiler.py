@@ -106,7 +106,7 @@ class CompiledModel:
                 `freeze`, of another shape.
         """
         with self._lock, _threads(self.threads), torch.no_grad():
-            return self._compiled(inputs, plain=True).plan(inputs)
+            return self._compiled(inputs).plan(inputs)
 
     @property
     def error(self) -> float:
@@ -141,7 +141,7 @@ class CompiledModel:
         after = [layer.after for layer in compiled.layers]
         if inputs:
             with self._lock, _threads(self.threads), torch.no_grad():
-                compiled = self._compiled(inputs, plain=True)
+                compiled = self._compiled(inputs)
                 after = compiled.plan.profile(inputs, runs, len(compiled.layers))
         table = Table(
             "layer",
@@ -177,17 +177,15 @@ class CompiledModel:
 
     # ---- plans
 
-    def _compiled(self, inputs: Sequence[Tensor], *, plain: bool) -> _Compiled:
+    def _compiled(self, inputs: Sequence[Tensor]) -> _Compiled:
+        _check(inputs, self._name)
         key = tuple((x.shape, x.dtype) for x in inputs)
         found = self._plans.get(key)
         if found is None:
-            _check(inputs, self._name)
             found = self._make(inputs)
             self._plans[key] = found
             while len(self._plans) > MOST_PLANS:
                 self._plans.popitem(last=False)
-        elif plain and any(x.requires_grad for x in inputs):
-            _check(inputs, self._name)
         self._plans.move_to_end(key)
         return found
 
@@ -258,7 +256,7 @@ class CompiledModel:
 
 def compile(
     model: nn.Module,
-    example: Tensor | Sequence[Tensor],
+    example: Tensor | Sequence[Tensor] | None = None,
     *,
     threads: int | None = None,
     tolerance: float = 1e-4,
@@ -272,12 +270,12 @@ def compile(
     them. That takes some seconds to a minute when a net comes for the first time, and a moment when its shapes and
     weights were compiled before: what was measured is kept on disk.
 
-    Works with any net in eval mode. What it does not understand runs as it is.
+    Works with any net that is in eval mode when it is compiled. What it does not understand runs as it is.
 
     Args:
         model: on the CPU, in float32 and in eval mode. Any module that takes tensors.
         example: its input, or inputs, as they will be: `(N, C, T, H, W)`, float32. Errors are measured on its numbers,
-            so real clips are better than noise.
+            so real clips are better than noise. Without it, that is done at the first call, with what comes.
         threads: what it will run on; default: `torch.get_num_threads()`.
         tolerance: the largest error of the outputs on the example, as max|y - exact| / max|exact|, where exact is the
             same net in float64. 1e-6 allows little more than what single precision makes by itself.
@@ -291,7 +289,6 @@ def compile(
         ConfigError: The net is in training mode or elsewhere than on the CPU; the example is no float32 tensor that the
             net takes; the tolerance is smaller than single precision's error.
     """
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for torch.get_num_threads()")
     if not 0 < tolerance < 1:
@@ -303,9 +300,21 @@ def compile(
                 "compile model.float().cpu()"
             )
     compiled = CompiledModel(model, threads or torch.get_num_threads(), tolerance, cache, quiet)
-    with _threads(compiled.threads), torch.no_grad():
-        compiled._compiled(inputs, plain=False)
+    if example is not None:
+        with _threads(compiled.threads), torch.no_grad():
+            compiled._compiled((example,) if isinstance(example, Tensor) else tuple(example))
     return compiled
+
+
+def device(name: str) -> torch.device:
+    """The device of compiled nets, where the user named one.
+
+    Raises:
+        ConfigError: It is not the CPU.
+    """
+    if name not in ("auto", "cpu"):
+        raise ConfigError(f"fast is for CPUs, got device {name}: leave one of them out")
+    return torch.device("cpu")
 
 
 def build(graph: Graph, choices: Sequence[Choice]) -> Plan:
