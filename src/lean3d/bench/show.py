@@ -109,6 +109,25 @@ def lead_table(gains: Sequence[Lead]) -> Table:
     return table
 
 
+def markdown(report: Report) -> str:
+    """Milliseconds as a Markdown table: a row for each net and number of threads, a column for each runtime."""
+    names = [timing.runtime for timing in report.nets[0].timings]
+    runtimes = list(dict.fromkeys(names))
+    rows = []
+    for net in report.nets:
+        for threads in net.sgemm:
+            found = [net.find(runtime, threads) for runtime in runtimes]
+            cells = ["-" if timing is None else f"{timing.median * 1e3:.0f}" for timing in found]
+            rows.append([f"`{net.net.name}`", str(threads), *cells])
+    return markdown_table(["ms a clip", "threads", *runtimes], rows)
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    head = [f"| {' | '.join(titles)} |", f"|---|{'--:|' * (len(titles) - 1)}"]
+    return "\n".join([*head, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def draw(report: Report, path: Path) -> None:
     """Bars of milliseconds: a panel for each net and number of threads, each with its own scale.
 

@@ -43,7 +43,7 @@ class Prepared:
     scores: np.ndarray | None
     reason: str
     seconds: float
-    """Until the first call was done."""
+    """Until two calls were done."""
 
 
 class WorkerError(RuntimeError):
@@ -68,7 +68,7 @@ class Worker:
         far.close()
 
     def start_preparing(self) -> None:
-        """Make all ways ready, and go through each once; other processes may do so at the same time."""
+        """Make all ways ready, and go through each twice; other processes may do so at the same time."""
         self._send("prepare")
 
     def prepared(self) -> dict[str, Prepared]:
@@ -170,6 +170,7 @@ def _prepare(name: str, make: Callable[[], Call], ready: dict[str, Call]) -> Pre
     try:
         call = make()
         scores = np.array(call())
+        call()  # torch.compile may compile once more, and allocators settle
     except Exception as error:  # whatever stops a runtime is the user's answer
         return Prepared(None, reason(error), time.perf_counter() - start)
     ready[name] = call
