@@ -465,3 +465,13 @@ def test_buffers_are_few(name: str) -> None:
             held += event.nbytes()
             peak = max(peak, held)
     assert compiled.buffer_bytes <= peak
+
+
+def test_without_an_example_the_first_call_is_one() -> None:
+    model = seeded(create_model("c2d_r18", width=0.125, num_classes=5))
+    compiled = fast.compile(model, quiet=True)
+    with pytest.raises(ConfigError, match="nothing is compiled yet"):
+        compiled.explain()
+    clip = torch.randn(1, 3, 2, 32, 32)
+    assert error(compiled(clip), in_float64(model, clip)) < 1e-5
+    assert compiled.error < 1e-5

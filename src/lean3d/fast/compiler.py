@@ -111,12 +111,12 @@ class CompiledModel:
     @property
     def error(self) -> float:
         """max|y - exact| / max|exact| of the outputs on the example, against the net in float64."""
-        return next(reversed(self._plans.values())).error
+        return self._latest().error
 
     @property
     def layers(self) -> tuple[Layer, ...]:
         """What became of the net for the shape that was used last."""
-        return next(reversed(self._plans.values())).layers
+        return self._latest().layers
 
     @property
     def buffer_bytes(self) -> int:
@@ -137,11 +137,10 @@ class CompiledModel:
                 times are those of the measurements, each layer alone.
             runs: how often.
         """
-        compiled = next(reversed(self._plans.values()))
-        after = [layer.after for layer in compiled.layers]
-        if inputs:
-            with self._lock, _threads(self.threads), torch.no_grad():
-                compiled = self._compiled(inputs)
+        with self._lock, _threads(self.threads), torch.no_grad():
+            compiled = self._compiled(inputs) if inputs else self._latest()
+            after = [layer.after for layer in compiled.layers]
+            if inputs:
                 after = compiled.plan.profile(inputs, runs, len(compiled.layers))
         table = Table(
             "layer",
@@ -176,6 +175,11 @@ class CompiledModel:
         return table
 
     # ---- plans
+
+    def _latest(self) -> _Compiled:
+        if not self._plans:
+            raise ConfigError("nothing is compiled yet: give fast.compile an example, or call the compiled net first")
+        return next(reversed(self._plans.values()))
 
     def _compiled(self, inputs: Sequence[Tensor]) -> _Compiled:
         _check(inputs, self._name)
