@@ -207,7 +207,7 @@ class PackedFastConv:
         return out
 
     def _blocks(self, shape: Sequence[int], threads: int) -> tuple[tuple[int, int], bool]:
-        """What is worked on at a time, see `FastConv` in cpu.h: tiles in time and of the plane; whether it is shared."""
+        """What is worked on at a time, see `FastConv` in cpu.h: tiles in time and of the plane; shared or not."""
         frames, height, width = (-(-s // m) for s, m in zip(shape[2:], self.tile, strict=True))
         tiles = height * width
         rows = 56 if max(self.tile[1:]) == 4 else 112  # of the product: few enough for the cache, many for each weight
