@@ -5,11 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NATIVE := CMakeLists.txt $(wildcard src/lean3d/ops/*/*.cpp src/lean3d/ops/*/*.h)
 # The others compare with checkouts of other projects, whose places they want to know.
 BENCHMARKS := $(filter-out benchmarks/parity_% %_foreign.py,$(wildcard benchmarks/[a-z]*.py))
 
+NATIVE_TESTS := $(addprefix tests/test_,$(addsuffix .py,native pool norm fast_conv fused_conv ops))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup native demo test test-all check bench hooks clean
+.PHONY: help setup native sanitize demo test test-all check bench hooks clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +20,7 @@ help: ## show this list
 setup: $(READY) ## make .venv and install lean3d with its tools into it
 
 # The marker is touched last, so that an installation that was cut off starts again.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "lean3d needs Python 3.11 or newer, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
 	  echo "Install a newer one and name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
@@ -30,6 +33,18 @@ $(READY): pyproject.toml constraints.txt
 
 native: $(READY) ## build the native kernels again, after a change in them
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -e .
+
+# Python itself is not built with the sanitizers, so their runtimes come first by LD_PRELOAD, and leaks are not looked for.
+SANITIZED := build/sanitize
+sanitize: $(READY) ## build the native kernels with address and undefined-behaviour sanitizers, and run their tests
+	@command -v cmake ninja >/dev/null || $(BIN)/python -m pip install --disable-pip-version-check --quiet cmake ninja
+	@$(BIN)/python -c 'import nanobind' 2>/dev/null || $(BIN)/python -m pip install --disable-pip-version-check --quiet nanobind
+	@PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DLEAN3D_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python >/dev/null
+	@PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
+	LEAN3D_NATIVE="$$(ls $(abspath $(SANITIZED))/_native.*so)" \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 OMP_NUM_THREADS=2 \
+	$(BIN)/python -m pytest -q --timeout 1800 $(NATIVE_TESTS)
 
 demo: $(READY) ## make small videos, train a light net on them, test it, write a report (minutes)
 	$(BIN)/lean3d demo --out demo
