@@ -62,13 +62,18 @@ def describe_recipe(name: str) -> str:
 def light() -> TrainConfig:
     """A light net on your own folder of clips, on a laptop: c3d_light, AdamW, moving average. The default."""
     return TrainConfig(
-        model=ModelConfig(name="c3d_light", width=0.25, dropout=0.2, options={"stem": "conv", "expansion": 1.0}),
-        augment=AugmentConfig(area=(0.7, 1.0), color_jitter=0.2),
+        model=ModelConfig(
+            name="c3d_light",
+            width=0.25,
+            dropout=0.2,
+            options={"stem": "conv", "expansion": 1.0, "layers": 5, "shrink": "stride", "halve_time_from": 4},
+        ),
+        augment=AugmentConfig(area=(0.7, 1.0), color_jitter=0.2, mixup=0.2),
         optim=OptimConfig(
             name="adamw",
             lr=3e-3,
             weight_decay=0.05,
-            epochs=30,
+            epochs=40,
             batch_size=16,
             warmup_epochs=2.0,
             label_smoothing=0.1,
