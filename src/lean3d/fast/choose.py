@@ -6,7 +6,6 @@ its exact output: an algorithm's error is that of this operation alone. Operatio
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lean3d.fast.algorithms import Algorithm, Kernel, algorithms
+from lean3d.fast.clock import clock
 from lean3d.fast.exact import exact
 from lean3d.fast.graph import Call, Graph, Op, Value
 from lean3d.fast.passes import split
@@ -143,16 +143,17 @@ def measure(op: Op, candidates: Sequence[Algorithm], inputs: Sequence[Tensor], o
     """Seconds and error of each algorithm on these inputs, run in turns; seconds are the least of several runs."""
     if len(candidates) == 1 and isinstance(op, Call):
         return {candidates[0].name: [0.0, 0.0]}  # there is nothing to choose
+    now = clock()
     kernels = {a.name: a.pack() for a in candidates}
     errors, best = {}, {}
     for name, kernel in kernels.items():
-        begin = time.perf_counter()
+        begin = now()
         y = kernel.run(inputs, _out(op, kernel, inputs, in_place=False))
-        best[name] = time.perf_counter() - begin
+        best[name] = now() - begin
         errors[name] = relative_error([y], outputs)
         del y
     outs = {name: _out(op, kernel, inputs, in_place=True) for name, kernel in kernels.items()}
-    begin = time.perf_counter()
+    begin = now()
     for _ in range(ROUNDS):
         fastest = min(best.values())
         for name, kernel in kernels.items():
@@ -162,10 +163,10 @@ def measure(op: Op, candidates: Sequence[Algorithm], inputs: Sequence[Tensor], o
             given = inputs
             if out is not None and len(inputs) > 1 and 1 in kernel.in_place:
                 given = [inputs[0], out]  # as in the plan, where it can: the residual is written over
-            start = time.perf_counter()
+            start = now()
             kernel.run(given, out)
-            best[name] = min(best[name], time.perf_counter() - start)
-        if time.perf_counter() - begin > PATIENCE:
+            best[name] = min(best[name], now() - start)
+        if now() - begin > PATIENCE:
             break
     return {name: [best[name], errors[name]] for name in kernels}
 

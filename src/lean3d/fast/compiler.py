@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from lean3d.errors import ConfigError
 from lean3d.fast.algorithms import algorithms, backend
 from lean3d.fast.cache import Cache
 from lean3d.fast.choose import Choice, choose, measure_graph, relative_error
+from lean3d.fast.clock import clock
 from lean3d.fast.graph import Call, Elementwise, Graph, Op
 from lean3d.fast.passes import simplify, split
 from lean3d.fast.plan import Plan, Step
@@ -364,11 +364,12 @@ def _eager(model: nn.Module, graph: Graph, inputs: Sequence[Tensor]) -> tuple[li
     """The net as it is: results, seconds of each operation of the graph, seconds of all."""
     runs: list[list[float]] = []
     totals = []
+    now = clock()
     for _ in range(2):
-        begin = time.perf_counter()
+        begin = now()
         with Stopwatch(model, graph) as watch:
             result = model(*inputs)
-        totals.append(time.perf_counter() - begin)
+        totals.append(now() - begin)
         runs.append(watch.seconds)
     flat = [y for y in tree_flatten(result)[0] if isinstance(y, Tensor)]
     if any(len(run) != len(graph.events) for run in runs):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from lean3d.fast.algorithms import Kernel
+from lean3d.fast.clock import clock
 from lean3d.fast.graph import Call, Graph, Op, Value
 from lean3d.fast.memory import ALIGNMENT, Block, place
 
@@ -97,10 +97,11 @@ class Plan:
             for step in self.steps:
                 step(values)
         else:
+            now = clock()
             for i, step in enumerate(self.steps):
-                begin = time.perf_counter()
+                begin = now()
                 step(values)
-                watch[i] += time.perf_counter() - begin
+                watch[i] += now() - begin
         for i in self._copied:
             values[i] = values[i].clone()  # type: ignore[union-attr]
         return tree_map_only(Value, lambda v: values[self._numbers[v]], self.result)

@@ -11,7 +11,6 @@ makes the module around it one call: it runs as it is, inside of a net that else
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lean3d.blocks import Conv3d, FastConv3d, Pool3d
 from lean3d.blocks.stem import SpatialMaxPool, TemporalMaxPool
 from lean3d.errors import ConfigError
+from lean3d.fast.clock import clock
 from lean3d.fast.graph import Affine, Call, Concat, Conv, Elementwise, Graph, MaxPool, Op, Value
 from lean3d.models.c3d import ShrinkPool
 from lean3d.ops.conv.reference import Triple
@@ -101,7 +101,7 @@ class Stopwatch(TorchFunctionMode):
         super().__init__()
         self.seconds: list[float] = []
         self._model, self._opaque = model, graph.opaque
-        self._inside, self._begin = 0, 0.0
+        self._inside, self._begin, self._now = 0, 0.0, clock()
         self._handles: list[Any] = []
 
     def __enter__(self) -> Stopwatch:
@@ -119,19 +119,19 @@ class Stopwatch(TorchFunctionMode):
     def _before(self, *_: Any) -> None:
         self._inside += 1
         if self._inside == 1:
-            self._begin = time.perf_counter()
+            self._begin = self._now()
 
     def _after(self, *_: Any) -> None:
         self._inside -= 1
         if not self._inside:
-            self.seconds.append(time.perf_counter() - self._begin)
+            self.seconds.append(self._now() - self._begin)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._inside:
             return func(*args, **(kwargs or {}))
-        begin = time.perf_counter()
+        begin = self._now()
         output = func(*args, **(kwargs or {}))
-        self.seconds.append(time.perf_counter() - begin)
+        self.seconds.append(self._now() - begin)
         return output
 
 
