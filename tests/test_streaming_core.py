@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +59,7 @@ WHOLE_CLIP = [
 """Nets with an operation over whole clips."""
 QUICK = [name for name in list_models() if not name.endswith("101")]
 """All but those that are others with more blocks; `test_long_streams_of_all_nets` has all."""
+QUICK_18 = [name for name in QUICK if "50" not in name]
 
 
 def seeded(module: nn.Module, dtype: torch.dtype = torch.float64) -> Any:
@@ -461,6 +464,28 @@ def test_means_do_not_drift(frames: int) -> None:
         assert memory(state) == memory(run(stream, clip[:, :, :20])[1])
     _, state = run(whole, clip)
     assert abs(whole.flush(state)[0].item() / values.double().mean() - 1) <= 1e-6
+
+
+TABLE_ROW = re.compile(r"\| `(\w+)` \| (\d+) \| (as it is|windowed) \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|")
+
+
+@pytest.mark.parametrize("names", [QUICK_18, pytest.param(list_models(), marks=pytest.mark.slow)], ids=["few", "all"])
+def test_the_pages_table_of_delays_is_that_of_the_nets(names: list[str]) -> None:
+    lines = (Path(__file__).parents[1] / "docs/streaming.md").read_text(encoding="utf-8").splitlines()
+    rows = [row.groups() for line in lines if (row := TABLE_ROW.fullmatch(line))]
+    assert [row[0] for row in rows] == list_models()
+    for name, frames, form, *numbers in rows:
+        if name not in names:
+            continue
+        with torch.device("meta"):
+            net = create_model(name, width=0.125, size=32, windowed=form == "windowed").eval()
+            causal = create_model(name, width=0.125, size=32, causal=True).eval().stream()
+        stream = net.stream()
+        assert (name in WHOLE_CLIP) == (form == "windowed"), name
+        assert net.input_spec.num_frames == int(frames), name
+        counted = [stream.period, stream.delay, stream.receptive_field, causal.receptive_field]
+        assert counted == [int(number) for number in numbers], name
+        assert causal.delay == 0, name
 
 
 # ----------------------------------------------------------------------------------------- checkpoints and mistakes
