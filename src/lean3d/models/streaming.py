@@ -53,7 +53,8 @@ class NetStream(Stream):
             raise StreamingError(f"{name} can't run frame by frame as it is: {error}") from error
         features: Any = body.timing(Timing())
         timing: Timing = features[0] if isinstance(features, tuple) else features
-        self.net, self.window = net.to(memory_format=torch.channels_last_3d), math.ceil(num_frames / timing.stride)
+        net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.net, self.window = net, math.ceil(num_frames / timing.stride)
         self.chain = Chain(body, net.head.stream(self.window))  # type: ignore[operator]
         self.period = self.stride
         self.delay = max(0, self.lookahead - (self.period - 1))
