@@ -63,9 +63,11 @@ struct Moments {
   }
 };
 
-void block_moments(const float* x, int64_t rows, int64_t c, float* mean, float* spread) {
+// In float: a rounded mean, the sum of distances from it, which is what the rounding left, and the sum of their squares.
+void block_moments(const float* x, int64_t rows, int64_t c, float* mean, float* left, float* spread) {
   along_channels(c, [&](int64_t j, mask m) {
     store(mean + j, vec{}, m);
+    store(left + j, vec{}, m);
     store(spread + j, vec{}, m);
   });
   along_rows(rows, [&](int64_t i, auto group) {
@@ -80,12 +82,14 @@ void block_moments(const float* x, int64_t rows, int64_t c, float* mean, float* 
   along_rows(rows, [&](int64_t i, auto group) {
     along_channels(c, [&](int64_t j, mask m) {
       const vec middle = load(mean + j, m);
-      vec sum = load(spread + j, m);
+      vec sum = load(left + j, m), squares = load(spread + j, m);
       for (int r = 0; r < group.count; ++r) {
         const vec distance = load(x + (i + r) * c + j, m) - middle;
-        sum += distance * distance;
+        sum += distance;
+        squares += distance * distance;
       }
-      store(spread + j, sum, m);
+      store(left + j, sum, m);
+      store(spread + j, squares, m);
     });
   });
 }
@@ -99,18 +103,19 @@ Moments moments(const NormShape& s, const float* x, int threads) {
   parallel(parts.count, threads, [&](int64_t part, int) {
     const int64_t first = part * parts.length, end = smaller(first + parts.length, s.rows());
     const Moments total{all + part * 2 * s.c, all + part * 2 * s.c + s.c};
-    float* mean = scratch(1, 2 * s.c);
-    float* spread = mean + s.c;
+    float* mean = scratch(1, 3 * s.c);
+    float* left = mean + s.c;
+    float* spread = left + s.c;
     double* block_mean = doubles(2, 2 * s.c);
     double* block_spread = block_mean + s.c;
     for (int64_t j = 0; j < 2 * s.c; ++j) total.mean[j] = 0.0;
     for (int64_t i = first; i < end; i += block_rows(s.c)) {
       const int64_t rows = smaller(block_rows(s.c), end - i);
-      block_moments(x + i * s.c, rows, s.c, mean, spread);
+      block_moments(x + i * s.c, rows, s.c, mean, left, spread);
       for (int64_t j = 0; j < s.c; ++j) {
-        // The block's mean was rounded: the distances' own mean is not 0, but so small that its square is nothing.
-        block_mean[j] = mean[j];
-        block_spread[j] = spread[j];
+        const double rest = static_cast<double>(left[j]) / static_cast<double>(rows);
+        block_mean[j] = mean[j] + rest;
+        block_spread[j] = spread[j] - rest * left[j];
       }
       Moments(total).merge(static_cast<double>(i - first), static_cast<double>(rows), block_mean, block_spread, s.c);
     }
