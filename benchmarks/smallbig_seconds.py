@@ -1,17 +1,18 @@
 """SmallBig, Non-local, SlowOnly and C2D at equal depth: seconds, not GFLOPs.
 
-    python benchmarks/smallbig_seconds.py [--rounds 7] [--threads 1,2] [--out FOLDER] [--quick]
+    python benchmarks/smallbig_seconds.py [--rounds 5] [--threads 1,2] [--out FOLDER] [--quick]
 
 50-layer nets on 8 frames of 224 x 224, in three forms: PyTorch with torch's own layers, as the nets are usually written
 down; PyTorch with lean3d's layers; and compiled by `lean3d.fast`. The latter two take turns in rounds, see `lean3d
-bench`; the first is the best of up to three calls just before. Prints a table, the same in Markdown for
-docs/benchmarks.md and one JSON line; keeps the latter in `benchmarks/results/smallbig_seconds.json` and a picture in
-`docs/images/smallbig_seconds.png`, or both in another folder (--out). --quick: tiny clips, one round.
+bench`; the first is the best of a few calls just before. Prints a table and one JSON line; keeps the line as
+`benchmarks/results/smallbig_seconds.json`, a picture as `docs/images/smallbig_seconds.png`, and the numbers in
+docs/benchmarks.md, or the first two in another folder (--out). --quick: tiny clips, one round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,11 +22,10 @@ from rich.table import Table
 
 from lean3d.bench import show
 from lean3d.bench.seconds import Report
-from runtimes import RESULTS, arguments, time_nets
+from runtimes import arguments, keep, measured_on, time_nets
 
 NETS = ("c2d_r50", "slow_r50", "smallbig50", "i3d_r50_nl", "slow_r50_nl")
 FORMS = {"torch's layers": "#c9c9c9", "lean3d's layers": "#8c8c8c", "fast": "#2a9d64"}
-DOCS = Path(__file__).parents[1] / "docs" / "images"
 
 
 def numbers(report: Report, net: str, threads: int) -> dict[str, float | None]:
@@ -94,10 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for entry in report.nets:
         for line in show.remarks(entry):
             console.print(f"{entry.net.name}: {line}", style="dim", soft_wrap=True, markup=False)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "smallbig_seconds.json").write_text(report.to_json() + "\n")
-    draw(report, (DOCS if args.out == RESULTS else args.out) / "smallbig_seconds.png")
-    print(f"\n{show.markdown_table(titles, rows(report))}\n\n{report.to_json()}")
+    paragraphs = [show.markdown_table(titles, rows(report)), measured_on(report)]
+    keep(report, "smallbig_seconds", args.out, partial(draw, report), *paragraphs)
+    print(report.to_json())
 
 
 if __name__ == "__main__":

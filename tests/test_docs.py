@@ -170,3 +170,18 @@ def test_the_zoo_has_every_model(capsys):
 @pytest.mark.slow
 def test_the_zoo_is_current(capsys):
     assert zoo_lines() == printed_zoo(capsys, "*")
+
+
+@pytest.mark.parametrize("name", ["runtimes", "smallbig_seconds"])
+def test_times_are_those_of_the_kept_results(name: str):
+    """What a script wrote to the page is what it kept: each net's milliseconds stand in its row."""
+    kept = ROOT / f"benchmarks/results/{name}.json"
+    part = page_text(ROOT / "docs/benchmarks.md").partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
+    lines = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+    assert kept.is_file() == bool(lines), f"write both anew: python benchmarks/{name}.py"
+    for net in json.loads(kept.read_text())["nets"] if kept.is_file() else []:
+        for threads in net["sgemm_gflops"]:
+            (row, *_) = [line for line in lines if line[0] == net["name"] and threads in line[1:3]]
+            for timing in net["timings"]:
+                if str(timing["threads"]) == threads and "ms" in timing:
+                    assert f"{timing['ms']:.0f}" in row[2:], (row, timing)

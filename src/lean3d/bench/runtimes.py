@@ -134,7 +134,7 @@ def fast(task: Task) -> Ways:
     def program() -> Call:
         compile_ = importlib.import_module("lean3d.fast").compile
         clip = torch.from_numpy(task.clip())
-        run = compile_(task.model(), clip, threads=task.threads, tolerance=TOLERANCE)
+        run = compile_(task.model(), clip, threads=task.threads, tolerance=TOLERANCE, quiet=True)
         return lambda: run(clip).numpy()
 
     return {"tolerance 1e-4": program}

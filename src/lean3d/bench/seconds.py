@@ -49,7 +49,7 @@ from lean3d.bench.worker import Worker, WorkerError, reason
 from lean3d.errors import ConfigError, MissingDependencyError, did_you_mean
 from lean3d.models import VideoNet, cost
 
-ROUNDS = 7
+ROUNDS = 5
 FROM_ONNX = ("onnxruntime", "openvino")
 TOO_SLOW = 3.0
 """A way whose first turn takes this many times the best way's gets no second one."""
@@ -459,7 +459,7 @@ def _choose(worker: Worker, timing: Timing) -> Timing:
         return timing
     ways = dict(timing.ways)
     right = [name for name, value in ways.items() if isinstance(value, float)]
-    for _ in range(3 if len(right) > 1 else 1):
+    for _ in range(2 if len(right) > 1 else 1):
         for name in right:
             best = min(value for value in ways.values() if isinstance(value, float))
             mine = ways[name]

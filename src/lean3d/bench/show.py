@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lean3d.bench.seconds import Lead, NetReport, Report, Timing, leads
 
+GAINS = ("fast against", "threads", "best other", "gain", "over eager", "over eager with torch's layers")
 COLOURS = {
     "eager": "#8c8c8c",
     "compile": "#d98f4e",
@@ -96,17 +97,22 @@ def machine_line(report: Report) -> str:
 def lead_table(gains: Sequence[Lead]) -> Table:
     """What a runtime gains on each net, and in the geometric mean."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("fast against", style="cyan", no_wrap=True)
-    for name in ("threads", "best other", "gain", "to eager", "to eager with torch's layers"):
-        table.add_column(name, justify="right")
+    for title in GAINS:
+        table.add_column(title, justify="left" if title == GAINS[0] else "right")
+    for row in gain_rows(gains):
+        table.add_row(*row)
+    return table
+
+
+def gain_rows(gains: Sequence[Lead]) -> list[list[str]]:
+    """The cells under `GAINS`; the geometric mean comes last."""
+    rows = []
     for lead in gains:
         numbers = (lead.over_peer, lead.over_eager, lead.over_literal)
-        peer, eager, literal = ("-" if number is None else f"{number:.2f}x" for number in numbers)
-        table.add_row(lead.net, str(lead.threads), lead.peer, peer, eager, literal)
-    if len(gains) > 1:
-        mean = statistics.geometric_mean(lead.over_peer for lead in gains)
-        table.add_row("geometric mean", "", "", f"{mean:.2f}x", "", "", style="bold")
-    return table
+        cells = ["-" if number is None else f"{number:.2f}x" for number in numbers]
+        rows.append([lead.net, str(lead.threads), lead.peer, *cells])
+    mean = statistics.geometric_mean(lead.over_peer for lead in gains)
+    return [*rows, ["geometric mean", "", "", f"{mean:.2f}x", "", ""]]
 
 
 def markdown(report: Report) -> str:

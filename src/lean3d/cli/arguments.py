@@ -190,7 +190,7 @@ class Bench:
     """What to time."""
     threads: Annotated[str, arg(metavar="N,...")] = "1,2"
     """Numbers of threads to compute with."""
-    rounds: int = 7
+    rounds: int = 5
     """How often each runtime gets its turn."""
     out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Write times as bench.json and bench.png to this folder."""
