@@ -21,7 +21,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Code in a process of its own."""
     kept = {name: value for name, value in os.environ.items() if name != "LEAN3D_NATIVE"}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**kept, **environment}
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env={**kept, **environment}
     )
 
 
