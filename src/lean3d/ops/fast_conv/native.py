@@ -9,6 +9,7 @@ Weights are transformed once, in float64, and rounded once.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 
@@ -24,6 +25,9 @@ TILES = {1: (1,), 3: (2, 4)}
 """Kernel along an axis -> the m of F(m, r) that are compiled; time may be direct too."""
 MOST_TAPS = 16
 """The longest kernel in time that is computed directly within tiles of the plane."""
+
+WEIGHTS_IN_CACHE = 2 << 20
+"""Bytes of a second-level cache, as far as blocks are chosen by it."""
 
 
 def name_of(tile: Sequence[int]) -> str:
@@ -210,7 +214,10 @@ class PackedFastConv:
         """What is worked on at a time, see `FastConv` in cpu.h: tiles in time and of the plane; shared or not."""
         frames, height, width = (-(-s // m) for s, m in zip(shape[2:], self.tile, strict=True))
         tiles = height * width
-        rows = 56 if max(self.tile[1:]) == 4 else 112  # of the product: few enough for the cache, many for each weight
+        o, c = self.weight_shape[:2]
+        points = math.prod(m + 2 for m in self.tile[1:] if m > 1)
+        # Few rows leave the cache room for the weights; where those don't fit, many rows make up for it.
+        rows = 28 if points == 36 and 4 * points * c * o < WEIGHTS_IN_CACHE else 56
         block_tiles = -(-tiles // max(1, round(tiles / rows)))
         blocks_in_time = -(-frames // max(1, rows // block_tiles))
         block_frames = -(-frames // blocks_in_time)
