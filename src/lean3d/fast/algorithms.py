@@ -116,6 +116,8 @@ def _forms(op: Any) -> list[tuple[str, str]]:
         forms.append(("conv2d in time", "time"))
     if op.groups > 1 and kt % 2 and kt > 1 and op.stride[0] == 1 and op.padding[0] == kt // 2:
         forms.append(("conv2d by frame", "frames"))
+    if kt == kh == kw == op.groups == 1 and op.stride != (1, 1, 1) and op.padding == (0, 0, 0):
+        forms.append(("conv2d of a slice", "slice"))
     if not forms or (op.groups > 1 and kt > 1):
         forms.append(("conv3d", "space"))
     return forms
@@ -129,7 +131,10 @@ def _torch_conv(op: Any, form: str) -> Callable[[], Kernel]:
         x_shape = op.inputs[0].shape
         n, c, t, h, w = x_shape
         flat: Callable[[Tensor], Tensor]
-        if form == "plane":
+        if form == "slice":
+            size = (n * op.output.shape[2], c, *op.output.shape[3:])
+            weight, stride, padding, flat = weight[:, :, 0], (1, 1), (0, 0), _sliced(op.stride)
+        elif form == "plane":
             weight, stride, padding, flat, size = weight[:, :, 0], stride[1:], padding[1:], fold_time, (n * t, c, h, w)
         elif form == "time":
             weight, stride, padding = weight[..., 0], (stride[0], 1), (padding[0], 0)
@@ -144,17 +149,23 @@ def _torch_conv(op: Any, form: str) -> Callable[[], Kernel]:
             if out is None:
                 y = convolve(flat(x), None)
                 n = x.shape[0]
-                y = y.unflatten(0, (n, -1)).transpose(1, 2) if form == "plane" else y
+                y = y.unflatten(0, (n, -1)).transpose(1, 2) if form in ("plane", "slice") else y
                 return y.unflatten(3, places[1:]) if form == "time" else y
             if out.data_ptr() != inputs[1].data_ptr():
                 out.copy_(inputs[1])
-            convolve(flat(x), flat(out))
+            convolve(flat(x), fold_time(out) if form == "slice" else flat(out))
             return out
 
         residual = len(op.inputs) > 1
         return Kernel(run, fills=residual, in_place=(1,) if residual else ())
 
     return pack
+
+
+def _sliced(stride: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """What a strided pointwise kernel sees, copied together, with time folded into the batch."""
+    t, h, w = stride
+    return lambda x: fold_time(x[:, :, ::t, ::h, ::w].contiguous(memory_format=torch.channels_last_3d))
 
 
 def _flat_plane(x: Tensor) -> Tensor:
