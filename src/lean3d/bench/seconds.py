@@ -374,10 +374,13 @@ def _randomize(model: VideoNet, clip: Tensor, generator: torch.Generator) -> Non
 
 
 def _fit_to_input(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-    """Give a normalisation the statistics of what it is about to normalise."""
-    variance, mean = torch.var_mean(inputs[0], (0, 2, 3, 4), correction=0)
-    norm.running_mean.copy_(mean)  # type: ignore[union-attr, operator]
-    norm.running_var.copy_(variance.clamp_min(1e-3))  # type: ignore[union-attr, operator]
+    """Give a normalisation the statistics of what it is about to normalise.
+
+    Those of all channels together: by channel they would take the signal out where a map has few places.
+    """
+    variance, mean = torch.var_mean(inputs[0])
+    norm.running_mean.fill_(mean)  # type: ignore[union-attr, operator]
+    norm.running_var.fill_(variance)  # type: ignore[union-attr, operator]
 
 
 def _export(model: nn.Module, clip: Tensor, path: Path) -> None:
