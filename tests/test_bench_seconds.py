@@ -147,7 +147,9 @@ def test_torch_compile_is_timed():
     report = seconds.measure([tiny()], runtimes=["compile"], threads=[1], rounds=1, quiet=True)
     (timing,) = report.nets[0].timings
     assert timing.reason == "" and timing.error is not None and timing.error <= 1e-4
-    assert all(isinstance(value, float) for value in timing.ways.values())
+    times = [value for value in timing.ways.values() if isinstance(value, float)]
+    assert len(times) == 3
+    assert max(times) < 20 * min(times), "a way that compiles once more in its turn"
 
 
 def test_a_net_that_cant_be_exported_is_timed_in_the_others(monkeypatch, tmp_path):

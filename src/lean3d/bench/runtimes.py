@@ -81,7 +81,6 @@ def compiled(task: Task) -> Ways:
     """`torch.compile`; a graph in pieces would be no fair form of it, so that is refused."""
 
     def compile_(model: nn.Module, freezing: bool) -> Callable[[Tensor], Tensor]:
-        torch._dynamo.reset()
         return torch.compile(model, fullgraph=True, options={"freezing": freezing})
 
     last = torch.channels_last_3d
