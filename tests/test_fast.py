@@ -79,7 +79,14 @@ def quick(model: nn.Module, example: Any, **settings: Any) -> fast.CompiledModel
     return fast.compile(model, example, quiet=True, **settings)
 
 
-@pytest.mark.parametrize("name", list_models())
+# One of each kind of net; their deeper and wider relatives take minutes more.
+QUICK = {"c2d_r18", "c3d", "c3d_light", "csn_r50", "i3d_r50_nl", "r2plus1d_18", "slow_r50", "slowfast_r50_light"}
+QUICK |= {"smallbig18", "smallbig23", "tsm_r50", "x3d_xs"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in list_models()]
+)
 def test_the_zoo(name: str, kernels: bool) -> None:
     """Outputs against float64, at the example's shape and at others, odd ones and several clips among them."""
     torch.manual_seed(0)
