@@ -508,6 +508,7 @@ def losses(model, steps):
     return torch.tensor(found)
 
 
+@pytest.mark.slow
 def test_training_follows_the_plain_nets_loss():
     torch.manual_seed(0)
     plain = create_model("c3d_light", width=0.125, num_classes=2, dropout=0.0).double().train()

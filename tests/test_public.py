@@ -59,7 +59,7 @@ def test_the_version_is_the_packages():
 
 def _modules() -> list[str]:
     found = pkgutil.walk_packages(lean3d.__path__, "lean3d.")
-    return ["lean3d", *(module.name for module in found if module.name != "lean3d.__main__")]
+    return ["lean3d", *(module.name for module in found if module.name not in ("lean3d.__main__", "lean3d._native"))]
 
 
 def _bare(module: ModuleType) -> Iterator[str]:
