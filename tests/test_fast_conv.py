@@ -549,7 +549,7 @@ def test_the_operator_multiplies_as_often_as_is_counted():
             return func(*args, **(kwargs or {}))
 
     with Watch():
-        fast_op._torch_convolve(x, prepared, (5, 9, 6), weight.shape, (2, 4, 4), (1, 1, 1), 1)
+        fast_op._torch_convolve(x, prepared, None, (5, 9, 6), weight.shape, (2, 4, 4), (1, 1, 1), 1)
     assert products == [2 * 4 * 6 * fast_op._transformed_size((5, 9, 6), (3, 3, 3), (2, 4, 4))]
 
 

@@ -86,7 +86,7 @@ def pack(
             is 3; in time it may be 1 for kernels of up to 16 taps, which are then summed over directly.
 
     Raises:
-        ConfigError: What `algorithms` doesn't list.
+        ConfigError: What `algorithms` doesn't list, or a bias of another length.
         BackendError: There are no native kernels.
     """
     match = re.fullmatch(r"F\((\d+)x(\d+)x(\d+)\)", algorithm)
@@ -136,6 +136,8 @@ class PackedFastConv:
         self.weight_shape = tuple(weight_shape)
         self.padding = tuple(padding)
         self.tile = tile
+        if bias is not None and tuple(bias.shape) != (weight_shape[0],):
+            raise ConfigError(f"bias must be ({weight_shape[0]},), got {tuple(bias.shape)}")
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self.columns = native.kernels().gemm_packed_size(1, 1)
         self.packed = packed

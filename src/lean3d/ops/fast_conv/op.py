@@ -36,7 +36,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CHUNK = 2**26
 """Numbers in the transformed domain that the torch backend holds at a time; a batch that needs more is cut."""
 
-Convolve = Callable[[Tensor, Tensor, Sequence[int], Sequence[int], Sequence[int], Sequence[int], int], Tensor]
+Convolve = Callable[
+    [Tensor, Tensor, Tensor | None, Sequence[int], Sequence[int], Sequence[int], Sequence[int], int], Tensor
+]
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class Backend:
     prepare: Callable[[Tensor, Sequence[int], int], Tensor]
     """weight, tile, groups -> the transformed weights, laid out as `convolve` wants them."""
     convolve: Convolve
-    """x, prepared weights, outputs, the weight's shape, tile, padding, groups -> y without bias, in any layout."""
+    """x, prepared weights, bias, outputs, the weight's shape, tile, padding, groups -> y, a new tensor in
+    `torch.channels_last_3d` and x's dtype."""
 
 
 def _torch_convolve(
     x: Tensor,
     u: Tensor,
+    bias: Tensor | None,
     outputs: Sequence[int],
     weight_shape: Sequence[int],
     tile: Sequence[int],
@@ -68,12 +72,15 @@ def _torch_convolve(
     parts = [
         transformed_conv3d(part.to(u.dtype), u, outputs, kernel, tile, padding, groups) for part in x.split(at_once)
     ]
-    return torch.cat(parts)
+    y = torch.cat(parts)
+    out = torch.empty(y.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    return out.copy_(y if bias is None else y + bias.to(y.dtype)[:, None, None, None])
 
 
 def _native_convolve(
     x: Tensor,
     packed: Tensor,
+    bias: Tensor | None,
     outputs: Sequence[int],
     weight_shape: Sequence[int],
     tile: Sequence[int],
@@ -81,7 +88,7 @@ def _native_convolve(
     groups: int,
 ) -> Tensor:
     (pt, ph, pw), (mt, mh, mw) = padding, tile
-    return kernels.PackedFastConv(packed, weight_shape, None, (pt, ph, pw), (mt, mh, mw))(x)
+    return kernels.PackedFastConv(packed, weight_shape, bias, (pt, ph, pw), (mt, mh, mw))(x)
 
 
 def _clips_at_once(outputs: Sequence[int], kernel: Sequence[int], tile: Sequence[int], channels: int) -> int:
@@ -253,10 +260,9 @@ def _fast_conv3d(
     if prepared is None:
         prepared = prepare_weight(weight, tile=tile, groups=groups, backend=name)
     with torch.autocast(x.device.type, enabled=False):  # which would narrow the products in the transformed domain
-        y = BACKENDS[name].convolve(x, prepared, outputs, weight.shape, tile, padding, groups)
+        y = BACKENDS[name].convolve(x, prepared, bias, outputs, weight.shape, tile, padding, groups)
     native.ran("fast_conv3d", name)
-    out = torch.empty(y.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-    return out.copy_(y) if bias is None else out.copy_(y + bias.to(y.dtype)[:, None, None, None])
+    return y
 
 
 @_fast_conv3d.register_fake
