@@ -51,6 +51,7 @@ class FrameReader(ClosesItself):
         self._names = [name for _, name in numbered]
         self._check_holes([number for number, _ in numbered])
         self.num_frames = len(self._names)
+        self.ending = Path(self._names[0]).suffix.lower().lstrip(".")
         self._scaler = Scaler()
         self._size: tuple[int, int] | None = None
 

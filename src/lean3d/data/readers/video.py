@@ -87,6 +87,14 @@ class VideoReader(ClosesItself):
     def size(self) -> tuple[int, int]:
         return self._shown()[0]
 
+    @property
+    def rotation(self) -> int:
+        """Degrees, counterclockwise, by which the stored pictures are turned to be shown: 0, 90, 180 or 270."""
+        turned, mirrored, upside_down = self._shown()[1]
+        if turned:
+            return 90 if upside_down else 270
+        return 180 if mirrored and upside_down else 0
+
     def get_frames(
         self, indices: Sequence[int] | torch.Tensor, *, size: tuple[int, int] | None = None, channels: int = 3
     ) -> torch.Tensor:
@@ -140,6 +148,9 @@ class VideoReader(ClosesItself):
         context.options = {"err_detect": "explode"}  # an error, where the decoder would patch the picture
         self._time_base = self._stream.time_base or av.time_base
         self._rate = float(self._stream.guessed_rate or self._stream.average_rate or 25)
+        self.codec = context.codec.canonical_name
+        self.pixel_format = context.pix_fmt
+        self.has_audio = bool(container.streams.audio)
         return container
 
     def _read_table(self) -> None:
@@ -151,6 +162,7 @@ class VideoReader(ClosesItself):
                 raise DecodeError(self.path, "the file is damaged or cut off")
             facts.append((packet.pts, packet.dts, packet.pos, packet.is_keyframe, packet.is_discard, packet.size))
         facts.pop()  # the last packet is empty: it ends the decoding
+        self.num_keyframes = sum(key for _, _, _, key, *_ in facts)
         stamps = [pts for pts, *_ in facts if pts is not None]
         self._check_end(stamps)
         self._by_pts = (
