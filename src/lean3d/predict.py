@@ -27,9 +27,9 @@ from rich.table import Table
 from lean3d import checkpoint as checkpoints
 from lean3d import fast as compiler
 from lean3d.config import DataConfig
-from lean3d.data.annotations import VIDEOS
+from lean3d.data.annotations import find_videos
 from lean3d.data.dataset import BadFile, decode_size
-from lean3d.data.readers import PICTURES, ArrayReader, Reader, open_video
+from lean3d.data.readers import ArrayReader, Reader, open_video
 from lean3d.data.sampling import clip_span, view_indices, window_indices
 from lean3d.data.transforms import TestTransform, normalize
 from lean3d.errors import ConfigError, DataError, DecodeError
@@ -320,23 +320,6 @@ def run(
             if many:
                 bar.advance(task)
     return Predictions(tuple(videos), tuple(bad))
-
-
-def find_videos(folder: str | Path) -> list[Path]:
-    """Every video in a folder, at any depth: files that are named like videos, and folders of pictures.
-
-    Pictures beside or above videos are taken for covers, not for frames.
-
-    Returns:
-        Paths, sorted; `[folder]` where the folder itself is a video in pictures.
-    """
-    folder = Path(folder)
-    shown = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    files = [path for path in shown if path.is_file()]
-    videos = {path for path in files if path.suffix.lower() in VIDEOS}
-    pictures = {path.parent for path in files if path.suffix.lower() in PICTURES}
-    above = {parent for path in videos | pictures for parent in path.parents}
-    return sorted(videos | (pictures - above))
 
 
 def write_annotated(

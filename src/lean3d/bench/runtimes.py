@@ -7,7 +7,7 @@ A runtime tries its ways (layouts, options) and the fastest of them stands for i
     compile       `torch.compile` with one graph: the default, and with `freezing` in channels_last_3d
     onnxruntime   all graph optimisations; its threads spin while it computes and stop with the call
     openvino      LATENCY, one stream, f32
-    fast          `lean3d.fast.compile`
+    fast          `lean3d.fast.compile`, frozen: it has its own weights, as a runtime that reads a file has
     machine       not a net: a large matrix product and a large copy, what everything else is held against
 """
 
@@ -133,7 +133,7 @@ def fast(task: Task) -> Ways:
     def program() -> Call:
         compile_ = importlib.import_module("lean3d.fast").compile
         clip = torch.from_numpy(task.clip())
-        run = compile_(task.model(), clip, threads=task.threads, tolerance=TOLERANCE, quiet=True)
+        run = compile_(task.model(), clip, threads=task.threads, tolerance=TOLERANCE, quiet=True).freeze()
         return lambda: run(clip).numpy()
 
     return {"tolerance 1e-4": program}

@@ -32,7 +32,12 @@ TURN_SECONDS, TURN_CALLS = 0.3, 3
 REASON_LENGTH = 500
 PREPARE_SECONDS = 900.0
 """A runtime that takes longer to prepare its calls is given up."""
-PACKAGES = {"compile": "torch._inductor.compile_fx", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+PACKAGES = {
+    "compile": "torch._inductor.compile_fx",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "fast": "torch._dynamo",  # PyTorch's meta device brings it in
+}
 """What a runtime loads; memory is counted from there on."""
 
 

@@ -125,6 +125,23 @@ def read_annotations(config: DataConfig) -> Annotations:
     raise DataError(f"no labelled clips at {root}{columns}; looked for\n{looked}")
 
 
+def find_videos(folder: str | Path) -> list[Path]:
+    """Every video in a folder, at any depth: files that are named like videos, and folders of pictures.
+
+    Pictures beside or above videos are taken for covers, not for frames.
+
+    Returns:
+        Paths, sorted; `[folder]` where the folder itself is a video in pictures.
+    """
+    folder = Path(folder)
+    shown = (path for path in folder.rglob("*") if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    files = [path for path in shown if path.is_file()]
+    videos = {path for path in files if path.suffix.lower() in VIDEOS}
+    pictures = {path.parent for path in files if path.suffix.lower() in PICTURES}
+    above = {parent for path in videos | pictures for parent in path.parents}
+    return sorted(videos | (pictures - above))
+
+
 # Class folders
 
 

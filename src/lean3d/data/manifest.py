@@ -86,16 +86,30 @@ def read_manifest(config: DataConfig) -> Manifest:
         DataError: Nothing is found, or labels, splits and files don't fit together.
         ConfigError: A share is out of range.
     """
+    return settle(read_annotations(config), config)
+
+
+def settle(found: Annotations, config: DataConfig, *, strict: bool = True) -> Manifest:
+    """What `read_manifest` makes of labels that are read already.
+
+    Args:
+        found: The clips as they are written down.
+        config: Shares and seed of the splits.
+        strict: Whether a written split that tears a group apart, and a class that can't be learnt for lack of train
+            clips, is an error; else it is taken as it is.
+
+    Raises:
+        DataError, ConfigError: See `read_manifest`.
+    """
     for name in ("val_share", "test_share"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"data.{name} must be at least 0 and less than 1, got {getattr(config, name)}")
-    found = read_annotations(config)
     rows = _without_repeats(found)
     if not rows:
         raise DataError(f"no clips in {found.source}")
     _check_files(rows, found.base)
     rows = [replace(row, split=row.split or "train") for row in rows]
-    if found.own_groups:
+    if strict and found.own_groups:
         _check_groups(rows, found.source)
     for split, share in (("test", config.test_share), ("val", config.val_share)):
         if not any(row.split == split for row in rows):
@@ -104,7 +118,8 @@ def read_manifest(config: DataConfig) -> Manifest:
             rows = [replace(row, split=split) if row.path in chosen else row for row in rows]
     labels = {row.label for row in rows if row.label is not None}
     classes = found.classes or tuple(sorted(labels, key=natural))
-    _check_classes(rows, found.source)
+    if strict:
+        _check_classes(rows, found.source)
     number: dict[str | None, int] = {name: i for i, name in enumerate(classes)} | {None: -1}
     clips = [Clip(str(Path(found.base, r.path)), number[r.label], r.split or "train", r.group) for r in rows]
     return Manifest(classes, tuple(sorted(clips, key=lambda clip: clip.path)), found.source)
