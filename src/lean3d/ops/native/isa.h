@@ -1,6 +1,6 @@
 // Which instruction set a kernel's source is compiled for, and which one the machine has.
 //
-// Every ops/<op>/cpu.cpp is compiled once for each set, into a namespace named after it: the build defines LEAN3D_ISA.
+// Every ops/<op>/cpu*.cpp is compiled once for each set, into a namespace named after it: the build defines LEAN3D_ISA.
 // ops/<op>/cpu.h declares the kernels between LEAN3D_KERNELS_BEGIN and LEAN3D_KERNELS_END, see ops/gemm/cpu.h, and
 // ops/<op>/bind.cpp calls the set that was picked at run time with LEAN3D_CALL(name).
 #pragma once
