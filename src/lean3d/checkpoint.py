@@ -342,3 +342,11 @@ def _sync(path: Path) -> None:
 
 def _remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def device(name: str) -> torch.device:
+    """Where a loaded model goes: "cpu", "cuda", "cuda:1", "mps", or "auto", the best that there is."""
+    if name != "auto":
+        return torch.device(name)
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return best or torch.device("cpu")

@@ -315,7 +315,7 @@ def run(
 
     if fast and precision != "fp32":
         raise ConfigError(f"fast computes in fp32, got precision {precision}: leave one of them out")
-    where = compiler.device(device) if fast else _device(device)
+    where = compiler.device(device) if fast else checkpoints.device(device)
     parts = []
     for member in members:
         spec = member.model.input_spec
@@ -514,13 +514,6 @@ def _progress(batches: Iterable[Batch], what: str, quiet: bool) -> Iterator[Batc
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=quiet, transient=True) as progress:
         yield from progress.track(batches, total=total, description=what)
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return best or torch.device("cpu")
 
 
 def _sha256(path: Path) -> str:

@@ -13,14 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -29,6 +26,7 @@ from lean3d import fast as compiler
 from lean3d.config import DataConfig
 from lean3d.data.annotations import find_videos
 from lean3d.data.dataset import BadFile, decode_size
+from lean3d.data.drawing import VideoWriter, check_name, draw_scores, drawn_size, score_bars
 from lean3d.data.readers import ArrayReader, Reader, open_video
 from lean3d.data.sampling import clip_span, view_indices, window_indices
 from lean3d.data.transforms import TestTransform, normalize
@@ -146,7 +144,7 @@ class Predictor:
     """
 
     def __init__(self, checkpoint: checkpoints.Checkpoint, device: str = "auto", *, fast: bool = False):
-        self.device = compiler.device(device) if fast else _device(device)
+        self.device = compiler.device(device) if fast else checkpoints.device(device)
         self.model = checkpoint.model.eval().to(self.device)
         self._compiled = compiler.compile(self.model, quiet=True) if fast else None
         self.spec = checkpoint.model.input_spec
@@ -341,78 +339,19 @@ def write_annotated(
         ConfigError: `out` is no mp4 file, or is the video itself.
     """
     out = Path(out)
-    if out.suffix.lower() != ".mp4" or out.resolve() == Path(video).resolve():
-        raise ConfigError(f"the annotated video must be another file that ends in .mp4, got {out}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}")
-    try:
-        with open_video(video, frame_template) as reader:
-            _write_frames(reader, prediction, unfinished)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _write_frames(reader: Reader, prediction: VideoPrediction, path: Path) -> None:
-    enlarge = max(1, round(320 / max(reader.size)))
-    height, width = (max(2, side * enlarge // 2 * 2) for side in reader.size)  # yuv420p needs even sides
-    middles = torch.tensor([(clip.start + clip.end) / 2 for clip in prediction.clips])
-    captions: dict[int, np.ndarray] = {}
-    with av.open(str(path), "w", format="mp4") as container:
-        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        rate = Fraction(reader.fps).limit_denominator(1001)
-        stream = container.add_stream(codec, rate=rate, options={"crf": "20"} if codec == "libx264" else {})
-        assert isinstance(stream, av.VideoStream)  # for type checkers
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        if codec == "mpeg4":
-            stream.bit_rate = 4 * width * height
-        stream.codec_context.time_base = Fraction(1, 60000)  # mpeg4 takes no finer one
-        times = reader.timestamps
-        last = -1
-        for first in range(0, len(times), 8):
-            numbers = range(first, min(first + 8, len(times)))
-            for number, pixels in zip(numbers, reader.get_frames(numbers, size=(height, width)).numpy(), strict=True):
-                shown = int((middles - times[number]).abs().argmin())
-                if shown not in captions:
-                    captions = {shown: _caption(prediction.clips[shown], width, height)}
-                caption = captions[shown]
-                rows = pixels[-len(caption) :]
-                rows[:] = rows // 4 + caption
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                last = max(last + 1, round(times[number] * 60000))
-                frame.pts, frame.time_base = last, Fraction(1, 60000)
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-def _caption(clip: Prediction, width: int, height: int) -> np.ndarray:
-    """Up to three classes, each a line of text on a bar as long as its score: uint8 (rows, width, 3), at most 191."""
-    line = max(16, height // 18)
-    shown = list(zip(clip.labels, clip.scores, strict=True))[:3]
-    picture = Image.new("RGB", (width, line * len(shown)))
-    draw = ImageDraw.Draw(picture)
-    font = _font(round(line * 0.7))
-    for row, (label, score) in enumerate(shown):
-        top = row * line
-        draw.rectangle((0, top + 1, round(score * (width - 1)), top + line - 2), fill=(20, 90, 170))
-        number = f"{score:.2f}"
-        room = width - draw.textlength(number, font) - line
-        while len(label) > 1 and draw.textlength(label, font) > room:
-            label = label.removesuffix("…")[:-1] + "…"
-        draw.text((line // 4, top + line // 2), label, (255, 255, 255), font, anchor="lm")
-        draw.text((width - line // 4, top + line // 2), number, (255, 255, 255), font, anchor="rm")
-    return (np.asarray(picture) * 0.75).astype(np.uint8)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """A font that matplotlib brings and that has more alphabets than Pillow's own."""
-    import matplotlib  # only where a picture is wanted
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return best or torch.device("cpu")
+    check_name(out, video)
+    with open_video(video, frame_template) as reader:
+        times, size = reader.timestamps, drawn_size(reader.size)
+        middles = torch.tensor([(clip.start + clip.end) / 2 for clip in prediction.clips])
+        captions: dict[int, np.ndarray] = {}
+        with VideoWriter(out, size, reader.fps) as writer:
+            for first in range(0, len(times), 8):
+                numbers = range(first, min(first + 8, len(times)))
+                frames = reader.get_frames(numbers, size=size).numpy()
+                for number, pixels in zip(numbers, frames, strict=True):
+                    shown = int((middles - times[number]).abs().argmin())
+                    if shown not in captions:
+                        clip = prediction.clips[shown]
+                        captions = {shown: score_bars(clip.labels[:3], clip.scores[:3], *size)}
+                    draw_scores(pixels, captions[shown])
+                    writer.write(pixels, times[number])

@@ -1,0 +1,10 @@
+"""Live: models on cameras, streams and files, frame by frame.
+
+source -> grabber (a thread; the latest frame wins) -> Session (one state a stream) -> predictions
+       -> smoothing and hysteresis -> events (start, end, label, score) -> JSON lines, overlay
+"""
+
+from lean3d.stream.session import Result, Session, StreamPrediction, Watch
+from lean3d.stream.sources import Source, find_source, read_list
+
+__all__ = ["Result", "Session", "Source", "StreamPrediction", "Watch", "find_source", "read_list"]
