@@ -16,12 +16,19 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lean3d import fast
-from lean3d.blocks import ConvBN, FastConv3d, FullySeparableBlock, SmallBigUnit, convert_to_fsb
+from lean3d.blocks import (
+    ConvBN,
+    FastConv3d,
+    FullySeparableBlock,
+    SmallBigUnit,
+    TemporalResidualGradient,
+    convert_to_fsb,
+)
 from lean3d.errors import ConfigError
 from lean3d.fast import choose, compiler
 from lean3d.fast.algorithms import algorithms
 from lean3d.fast.exact import exact
-from lean3d.fast.graph import Call, Conv, MaxPool, SmallBig, StageTwo, Value
+from lean3d.fast.graph import Call, Conv, Gradient, MaxPool, SmallBig, StageTwo, Value
 from lean3d.fast.memory import Block, place
 from lean3d.fast.passes import simplify, split
 from lean3d.fast.trace import trace
@@ -250,6 +257,22 @@ def test_what_is_not_understood_runs_as_it_is() -> None:
     graph = trace(model, [clips[0]])
     assert [type(op) for op in graph.ops] == [Conv, type(graph.ops[1]), Call, type(graph.ops[3]), Conv]
     assert graph.opaque == {"1"}
+
+
+@pytest.mark.parametrize("order", ["differences_first", "mean_first"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_temporal_residual_gradient_is_one_operation(order: Any, beside: bool, kernels: bool) -> None:
+    block = TemporalResidualGradient(order, beside=beside)
+    model = seeded(nn.Sequential(block, nn.Conv3d(6 if beside else 3, 4, 1)))
+    clip = torch.randn(2, 3, 6, 5, 7)
+    compiled = quick(model, clip)
+    for frames, horizon, kinds in ((6, None, [Gradient, Conv]), (1, None, [Gradient, Conv]), (6, 4, [Call, Conv])):
+        if horizon is not None:
+            block.limit_time(horizon, causal=False)
+            compiled = quick(model, clip)
+        x = clip[:, :, :frames]
+        assert [type(op) for op in trace(model, [x]).ops] == kinds
+        assert error(compiled(x), in_float64(model, x)) < 1e-5
 
 
 def test_hooks_are_called() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lean3d.fast.graph import Affine, Call, Concat, Conv, Elementwise, MaxPool, Op, Value
+from lean3d.fast.graph import Affine, Call, Concat, Conv, Elementwise, Gradient, MaxPool, Op, Value
 from lean3d.fast.passes import split
 
 _FUNCTIONS: dict[str, Any] = {
@@ -51,6 +51,10 @@ def exact(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
         return [_FUNCTIONS[op.function](*inputs)]
     if isinstance(op, Concat):
         return [_laid_out(torch.cat(list(inputs), 1))]
+    if isinstance(op, Gradient):
+        slices = [x.diff(dim=2), x.mean(2, keepdim=True)]
+        gradient = torch.cat(slices[::-1] if op.mean_first else slices, 2)
+        return [_laid_out(torch.cat((x, gradient), 1) if op.beside else gradient)]
     assert isinstance(op, Affine)
     shape = (-1, *[1] * (x.ndim - 2))
     return [x * op.scale.double().view(shape) + op.shift.double().view(shape)]

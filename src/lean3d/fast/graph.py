@@ -143,6 +143,19 @@ class MaxPool(Op):
 
 
 @dataclass(eq=False)
+class Gradient(Op):
+    """The Temporal Residual Gradient of a clip: T - 1 differences of frames and their mean."""
+
+    mean_first: bool
+    beside: bool
+    """Whether it stands beside x, as further channels."""
+
+    def signature(self) -> str:
+        """All that an algorithm's time depends on, but for machine and threads."""
+        return super().signature() + " mean_first" * self.mean_first + " beside" * self.beside
+
+
+@dataclass(eq=False)
 class Affine(Op):
     """`x * scale + shift`, channel by channel: a batch normalisation that no convolution took in."""
 

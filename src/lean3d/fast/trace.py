@@ -21,11 +21,11 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lean3d.blocks import Conv3d, FastConv3d, Pool3d
+from lean3d.blocks import Conv3d, FastConv3d, Pool3d, TemporalResidualGradient
 from lean3d.blocks.stem import SpatialMaxPool, TemporalMaxPool
 from lean3d.errors import ConfigError
 from lean3d.fast.clock import clock
-from lean3d.fast.graph import Affine, Call, Concat, Conv, Elementwise, Graph, MaxPool, Op, Value
+from lean3d.fast.graph import Affine, Call, Concat, Conv, Elementwise, Gradient, Graph, MaxPool, Op, Value
 from lean3d.models.c3d import ShrinkPool
 from lean3d.ops.conv.reference import Triple
 
@@ -491,6 +491,15 @@ def _shrinking(recorder: _Recorder, module: nn.Module, tensors: Sequence[Any]) -
     return recorder.emit(MaxPool([x], [Value(tuple(y.shape), y.dtype)], kernel, stride, padding))
 
 
+def _gradient(recorder: _Recorder, module: TemporalResidualGradient, tensors: Sequence[Any]) -> Value | None:
+    x, y = recorder.value(tensors[0]), tensors[1]
+    of_clip = module.horizon is None or (module.waits and x is not None and x.shape[2] <= module.horizon)
+    if x is None or x.dtype != torch.float32 or not of_clip:
+        return None
+    out = Value(tuple(y.shape), y.dtype)
+    return recorder.emit(Gradient([x], [out], module.order == "mean_first", module.beside))
+
+
 _MODULES: dict[type, Any] = {
     nn.Conv3d: _conv,
     Conv3d: _conv,
@@ -504,6 +513,7 @@ _MODULES: dict[type, Any] = {
     nn.Dropout: _same,
     nn.Dropout3d: _same,
     Pool3d: _pool,
+    TemporalResidualGradient: _gradient,
     **dict.fromkeys((SpatialMaxPool, TemporalMaxPool, ShrinkPool), _shrinking),
 }
 
