@@ -10,7 +10,9 @@ for ever. So each file is decoded in a child process, which has limits of time a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import os
 import pickle
 import queue
@@ -18,16 +20,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lean3d.data.readers import FrameReader, Reader, VideoReader, open_video
 from lean3d.errors import DecodeError
+
+T = TypeVar("T")
 
 START_SECONDS = 120.0
 """Longest start of a child, which is not the file's fault: a loaded machine imports PyTorch slowly."""
@@ -117,23 +121,59 @@ def inspect_many(
         memory: Bytes that decoding one file may need on top of a child's own (enforced by Linux).
         frame_template: How the pictures in a folder are named.
     """
-    children = [_Child(memory, frame_template) for _ in range(workers)]
+    settings = {"frame_template": frame_template}
+    calls = call_many("lean3d.data.isolate:look", map(str, paths), workers, seconds=seconds, memory=memory, **settings)
+    with contextlib.closing(calls):
+        for path, answer in calls:
+            if isinstance(answer, Failure):
+                answer = Inspection(path, False, answer.reason, size_bytes=_bytes_of(Path(path)))
+            yield answer
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The answer for a file whose child process died or was killed."""
+
+    reason: str
+    """A short phrase that says how."""
+
+
+def call_many(
+    function: str, paths: Iterable[T], workers: int, *, seconds: float, memory: int, **settings: Any
+) -> Generator[tuple[T, Any], None, None]:
+    """Call a function for many files in child processes, `workers` at a time; answers come as they are done.
+
+    The children live until the end (or until the generator is closed); one that dies is replaced.
+
+    Args:
+        function: Where it is, as ``"package.module:name"``; it is called as ``function(path, **settings)``.
+        paths: What it is called with, one after the other: a path, or a tuple whose first item is one. An iterator is
+            read as the work goes on.
+        workers: Child processes.
+        seconds: Longest time that one call may take.
+        memory: Bytes that a call may need on top of a child's own (enforced by Linux).
+        settings: Further arguments of every call.
+
+    Yields:
+        What the function was called with, and its answer, a dataclass with `ok` and `reason`, or a `Failure`.
+    """
+    children = [_Child(memory, function, settings) for _ in range(workers)]
     free: queue.SimpleQueue[_Child] = queue.SimpleQueue()
     for child in children:
         free.put(child)
 
-    def look_at(path: str) -> Inspection:
+    def call(path: T) -> tuple[T, Any]:
         child = free.get()
         try:
-            return child.inspect(path, seconds)
+            return path, child.call(path, seconds)
         finally:
             free.put(child)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            waiting: set[Future[Inspection]] = set()
+            waiting: set[Future[tuple[T, Any]]] = set()
             for path in paths:
-                waiting.add(pool.submit(look_at, str(path)))
+                waiting.add(pool.submit(call, path))
                 if len(waiting) > 2 * workers:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -147,25 +187,24 @@ def inspect_many(
 
 
 class _Child:
-    """A process that inspects one file after the other, started when it is first needed and anew when it died."""
+    """A process that takes one file after the other, started when it is first needed and anew when it died."""
 
-    def __init__(self, memory: int, frame_template: str):
-        self._settings = memory, frame_template
+    def __init__(self, memory: int, function: str, settings: dict[str, Any]):
+        self._settings = memory, function, settings
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._lock = threading.Lock()
 
-    def inspect(self, path: str, seconds: float) -> Inspection:
+    def call(self, path: Any, seconds: float) -> Any:
         process = self._start()
         if process is None:
-            return Inspection(path, False, "the inspection was stopped")
+            return Failure("the inspection was stopped")
         answer, late = self._ask(process, path, seconds)
         if answer is not None:
             return answer
         end = process.wait()
         self._process = None
-        reason = f"takes longer than {seconds:g} seconds" if late else _meaning(end)
-        return Inspection(path, False, reason, size_bytes=_bytes_of(Path(path)))
+        return Failure(f"takes longer than {seconds:g} seconds" if late else _meaning(end))
 
     def close(self) -> None:
         with self._lock:
@@ -228,11 +267,13 @@ def _meaning(status: int) -> str:
 
 
 def _serve() -> None:
-    """A child's life: answer each path on stdin with an Inspection on stdout."""
+    """A child's life: answer each path on stdin with what the function makes of it on stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who then closes our stdin
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that a library prints may get between the answers
-    memory, frame_template = pickle.load(sys.stdin.buffer)
+    memory, name, settings = pickle.load(sys.stdin.buffer)
+    module, _, attribute = name.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
     allowed = _limit_memory(memory)
     answer: Any = "ready"
     while True:
@@ -243,7 +284,7 @@ def _serve() -> None:
         except EOFError:
             return
         before = _peak()
-        answer = look(path, frame_template)
+        answer = function(path, **settings)
         # A decoder that gets no memory fails in any way it likes; what it had by then tells the true reason.
         if not answer.ok and before < (peak := _peak()) and peak > allowed - memory / 2:
             answer = replace(answer, reason=f"needs more than {memory >> 20} MB of memory ({answer.reason})")
