@@ -69,7 +69,7 @@ import os, signal, sys
 if sys.argv[0] == "-c":  # only in a child, not in pytest's own processes
     import lean3d.data.isolate as isolate
     look = isolate.look
-    def faulty(path, template):
+    def faulty(path, frame_template):
         if "segfault" in path:
             os.kill(os.getpid(), signal.SIGSEGV)
         if "aborts" in path:
@@ -81,7 +81,7 @@ if sys.argv[0] == "-c":  # only in a child, not in pytest's own processes
             list(bytearray(1 << 30) for _ in range(100))
         if "prints" in path:
             os.write(1, b"noise that is no answer")
-        return look(path, template)
+        return look(path, frame_template)
     isolate.look = faulty
 """
 
