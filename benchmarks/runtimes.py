@@ -37,11 +37,16 @@ def arguments(text: str | None, argv: Sequence[str] | None, runtimes: Sequence[s
     return parser.parse_args(argv)
 
 
-def time_nets(names: Sequence[str], args: argparse.Namespace) -> seconds.Report:
-    """The nets at their own sizes, or at tiny ones."""
+def time_nets(names: Sequence[str], args: argparse.Namespace, name: str) -> seconds.Report:
+    """The nets at their own sizes, or at tiny ones; after each the JSON file has all so far."""
     nets = find_nets(names, **({"num_frames": 16, "size": (48, 48)} if args.quick else {}))
     rounds = 1 if args.quick else args.rounds
-    return seconds.measure(nets, runtimes=args.runtimes, threads=args.threads, rounds=rounds)
+
+    def write(report: seconds.Report) -> None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / f"{name}.json").write_text(report.to_json() + "\n", encoding="utf-8")
+
+    return seconds.measure(nets, runtimes=args.runtimes, threads=args.threads, rounds=rounds, after_net=write)
 
 
 def measured_on(report: seconds.Report) -> str:
@@ -54,11 +59,9 @@ def measured_on(report: seconds.Report) -> str:
     )
 
 
-def keep(report: seconds.Report, name: str, out: Path, draw: Callable[[Path], None], *paragraphs: str) -> None:
-    """Write JSON and picture; where they are the project's own results, also the docs' part between its two marks."""
+def keep(name: str, out: Path, draw: Callable[[Path], None], *paragraphs: str) -> None:
+    """Draw the picture; where these are the project's own results, also the docs' part between its two marks."""
     own = out == RESULTS
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(report.to_json() + "\n", encoding="utf-8")
     draw((DOCS / "images" if own else out) / f"{name}.png")
     if own:
         page = DOCS / "benchmarks.md"
@@ -71,12 +74,12 @@ def keep(report: seconds.Report, name: str, out: Path, draw: Callable[[Path], No
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print, keep."""
     args = arguments(__doc__, argv, seconds.RUNTIMES)
-    report = time_nets(NETS, args)
+    report = time_nets(NETS, args, "runtimes")
     show.tables(report, Console())
     paragraphs = [show.markdown(report)]
     if gains := seconds.leads(report):
         paragraphs.append(show.markdown_table(show.GAINS, show.gain_rows(gains)))
-    keep(report, "runtimes", args.out, partial(show.draw, report), *paragraphs, measured_on(report))
+    keep("runtimes", args.out, partial(show.draw, report), *paragraphs, measured_on(report))
     print(report.to_json())
 
 

@@ -83,7 +83,7 @@ def draw(report: Report, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print, keep."""
     args = arguments(__doc__, argv, ("eager", "fast"))
-    report = time_nets(NETS, args)
+    report = time_nets(NETS, args, "smallbig_seconds")
     titles = ["net", "GMACs", "threads", *(f"{form}, ms" for form in FORMS)]
     table = Table(*titles, box=None, pad_edge=False, header_style="bold")
     for name, *cells in rows(report):
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in show.remarks(entry):
             console.print(f"{entry.net.name}: {line}", style="dim", soft_wrap=True, markup=False)
     paragraphs = [show.markdown_table(titles, rows(report)), measured_on(report)]
-    keep(report, "smallbig_seconds", args.out, partial(draw, report), *paragraphs)
+    keep("smallbig_seconds", args.out, partial(draw, report), *paragraphs)
     print(report.to_json())
 
 

@@ -241,6 +241,7 @@ def measure(
     threads: Sequence[int] = (1, 2),
     rounds: int = ROUNDS,
     quiet: bool = False,
+    after_net: Callable[[Report], None] | None = None,
 ) -> Report:
     """Time nets in runtimes, see the module's text. A runtime that can't be used or is wrong has the reason.
 
@@ -252,6 +253,7 @@ def measure(
         threads: Numbers of threads to compute with.
         rounds: Turns of each runtime, at least 1.
         quiet: No progress bar.
+        after_net: Gets the report so far after each net; what takes long can be kept in case it is stopped.
 
     Raises:
         ConfigError: `rounds` is below 1.
@@ -263,17 +265,18 @@ def measure(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
         bar = progress.add_task("", total=len(nets) * (2 + rounds * len(threads)))
-        reports = []
+        report = Report(here, rounds, ())
         for net in nets:
 
             def step(what: str, name: str = net.name) -> None:
                 progress.update(bar, description=f"{name}: {what}")
 
             with tempfile.TemporaryDirectory(prefix="lean3d-bench-") as folder:
-                reports.append(
-                    _measure(net, Path(folder), runtimes, threads, rounds, step, lambda: progress.advance(bar))
-                )
-    return Report(here, rounds, tuple(reports))
+                found = _measure(net, Path(folder), runtimes, threads, rounds, step, lambda: progress.advance(bar))
+            report = replace(report, nets=(*report.nets, found))
+            if after_net is not None:
+                after_net(report)
+    return report
 
 
 def _measure(
