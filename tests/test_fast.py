@@ -30,9 +30,10 @@ from lean3d.fast.algorithms import algorithms
 from lean3d.fast.exact import exact
 from lean3d.fast.graph import Call, Conv, Gradient, MaxPool, SmallBig, StageTwo, Value
 from lean3d.fast.memory import Block, place
-from lean3d.fast.passes import simplify, split
+from lean3d.fast.passes import simplify, ways
 from lean3d.fast.trace import trace
 from lean3d.models import create_model, list_models
+from lean3d.models.c3d import ShrinkPool
 from lean3d.ops import native
 from seeded import seeded_state
 
@@ -131,11 +132,12 @@ def test_every_algorithm_computes_its_layer(kernels: bool) -> None:
         model = seeded(create_model(name, width=0.125, num_classes=5))
         graph = trace(model, [torch.randn(2, 3, 5, 33, 32)])
         simplify(graph)
-        for op in [part for whole in graph.ops for part in {whole, *split(whole)}]:
+        for op in [part for whole in graph.ops for way in ways(whole) for part in way]:
             if isinstance(op, Call) or op.signature() in seen:
                 continue
             seen.add(op.signature())
-            inputs = [torch.randn(v.shape).contiguous(memory_format=layout(v)) for v in op.inputs]
+            given = {v: torch.randn(v.shape).contiguous(memory_format=layout(v)) for v in op.inputs}
+            inputs = [given[v] for v in op.inputs]
             right = exact(op, [x.double() for x in inputs])[0]
             for algorithm in algorithms(op):
                 kernel = algorithm.pack()
@@ -191,7 +193,11 @@ def test_passes_fuse_what_they_know() -> None:
         simplify(graph)
         return [type(op) for op in graph.ops]
 
-    assert kinds(FullySeparableBlock(8, 12, 3), (1, 8, 4, 9, 9)) == [Conv, StageTwo]
+    assert kinds(FullySeparableBlock(24, 12, 3), (1, 24, 4, 9, 9)) == [Conv, StageTwo]
+    assert kinds(FullySeparableBlock(8, 12, 3), (1, 8, 4, 9, 9)) == [StageTwo]
+    for time in (True, False):
+        shrunk = nn.Sequential(FullySeparableBlock(8, 12, 3), ShrinkPool(time=time))
+        assert kinds(shrunk, (1, 8, 5, 9, 9)) == [StageTwo]
     assert kinds(SmallBigUnit(8, 12, (1, 3, 3)), (1, 8, 4, 9, 9)) == [SmallBig]
     assert kinds(SmallBigUnit(8, 12, 1, pool=(None, 3, 3)), (1, 8, 4, 9, 9)) == [SmallBig]
     net = create_model("smallbig23", width=0.125, num_classes=5)
@@ -257,6 +263,16 @@ def test_what_is_not_understood_runs_as_it_is() -> None:
     graph = trace(model, [clips[0]])
     assert [type(op) for op in graph.ops] == [Conv, type(graph.ops[1]), Call, type(graph.ops[3]), Conv]
     assert graph.opaque == {"1"}
+
+
+@pytest.mark.parametrize("name", ["smallbig18", "c3d_light", "tsm_r50"])
+@pytest.mark.parametrize("form", ["windowed", "causal"])
+def test_forms_for_streams(name: str, form: str, kernels: bool) -> None:
+    model = seeded(create_model(name, width=0.125, num_classes=5, num_frames=4, **{form: True}))
+    compiled = quick(model, torch.randn(1, 3, 4, 33, 32))
+    for frames in (4, 7):
+        x = torch.randn(1, 3, frames, 33, 32)
+        assert error(compiled(x), in_float64(model, x)) < 1e-5
 
 
 @pytest.mark.parametrize("order", ["differences_first", "mean_first"])

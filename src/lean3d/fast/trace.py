@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lean3d.blocks import Conv3d, FastConv3d, Pool3d, TemporalResidualGradient
 from lean3d.blocks.stem import SpatialMaxPool, TemporalMaxPool
+from lean3d.blocks.streaming import sliding_max
 from lean3d.errors import ConfigError
 from lean3d.fast.clock import clock
 from lean3d.fast.graph import Affine, Call, Concat, Conv, Elementwise, Gradient, Graph, MaxPool, Op, Value
@@ -473,9 +474,14 @@ def _pool(recorder: _Recorder, module: Pool3d, tensors: Sequence[Any]) -> Value 
     x = recorder.value(tensors[0])
     if x is None or module.mode != "max":
         return None
-    t, h, w = (0 if k is None else k // 2 for k in module.window)
+    window, (t, h, w) = module.window, (0 if k is None else k // 2 for k in module.window)
     out = Value(tuple(tensors[1].shape), x.dtype)
-    return recorder.emit(MaxPool([x], [out], module.window, (1, 1, 1), (t, h, w)))
+    if module.horizon is None:
+        return recorder.emit(MaxPool([x], [out], window, (1, 1, 1), (t, h, w)))
+    if window[1:] != (1, 1):
+        plane = Value((*x.shape[:3], *out.shape[3:]), x.dtype)
+        x = recorder.emit(MaxPool([x], [plane], (1, *window[1:]), (1, 1, 1), (0, h, w)))
+    return recorder.emit(Call([x], [out], sliding_max, (x, module.horizon), {}, "sliding_max"))
 
 
 def _shrinking(recorder: _Recorder, module: nn.Module, tensors: Sequence[Any]) -> Value | None:
