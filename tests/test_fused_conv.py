@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from lean3d.errors import ConfigError
 from lean3d.ops import native
 from lean3d.ops.fused_conv import (
+    TemporalConv,
     algorithms,
     conv_reference,
     pack,
@@ -200,6 +201,49 @@ def test_stage_two(layer, options, isa, threads):
     check(y, reference, c * kernel[0] * kernel[1] * kernel[2])
 
 
+BLOCKS = [
+    # x, C, O, kernel in time, its stride and padding, plane kernel, stride, padding, windows
+    ((1, 3, 6, 20, 18), 32, 64, 3, 1, 1, (3, 3), (1, 1), (1, 1), (1, 2, 2)),
+    ((2, 3, 5, 9, 13), 40, 33, 3, 1, 1, (3, 3), (1, 1), (1, 1), (2, 2, 2)),
+    ((1, 5, 7, 12, 30), 16, 20, 5, 2, 2, (3, 3), (2, 2), (1, 1), (1, 1, 1)),
+    ((1, 2, 4, 11, 8), 9, 5, 2, 1, 0, (5, 3), (1, 2), (2, 0), (3, 2, 3)),
+    ((1, 4, 1, 33, 3), 17, 8, 3, 1, 1, (3, 3), (1, 1), (1, 1), (1, 4, 1)),
+    ((1, 1, 3, 2, 2), 8, 8, 1, 1, 0, (1, 1), (1, 1), (0, 0), (1, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("temporal", [True, False])
+@pytest.mark.parametrize("ceil_mode", [True, False])
+@pytest.mark.parametrize("layer", BLOCKS)
+def test_stage_two_with_what_stands_around_it(layer, ceil_mode, temporal, isa, threads):
+    shape, c, o, frames, step, pad, plane, stride, padding, shrink = layer
+    g = torch.Generator().manual_seed(4)
+    if not temporal:
+        shape = (shape[0], c, *shape[2:])
+    x, depthwise = tensor(g, *shape), torch.randn(c, 1, 1, *plane, generator=g)
+    first, b0 = torch.randn(c, shape[1], frames, 1, 1, generator=g), torch.randn(c, generator=g)
+    pointwise, b1, b2 = (
+        torch.randn(o, c, 1, 1, 1, generator=g),
+        torch.randn(c, generator=g),
+        torch.randn(o, generator=g),
+    )
+    geometry = {"stride": (1, *stride), "padding": (0, *padding), "shrink": shrink, "ceil_mode": ceil_mode}
+    packed = pack_stage_two(
+        depthwise,
+        b1,
+        pointwise,
+        b2,
+        **geometry,
+        temporal=TemporalConv(first, b0, step, pad, True) if temporal else None,
+    )
+    y, _ = run(packed, x, g, False, True)
+    xd, fd, b0d, dw, b1d, pw, b2d = double(x, first, b0, depthwise, b1, pointwise, b2)
+    if temporal:
+        xd = conv_reference(xd, fd, b0d, stride=(step, 1, 1), padding=(pad, 0, 0), relu=True)
+    reference = stage_two_reference(xd, dw, b1d, pw, b2d, **geometry, relu=True)
+    check(y, reference, c * plane[0] * plane[1] * (frames * shape[1] if temporal else 1))
+
+
 UNITS = [
     # x, O, kernel, stride, window
     ((1, 64, 4, 14, 14), 40, 1, 1, (3, 3, 3)),
@@ -295,3 +339,15 @@ def test_what_does_not_fit_is_refused():
         pack_small_big(weight, weight, window=(3, 3, 3), stride=(2, 1, 1))
     with pytest.raises(ConfigError, match="stage two takes"):
         pack_stage_two(weight, None, square)
+    flat = torch.randn(8, 1, 1, 3, 3)
+    with pytest.raises(ConfigError, match="temporal weight"):
+        pack_stage_two(flat, None, square, temporal=TemporalConv(weight))
+    with pytest.raises(ConfigError, match="is flat"):
+        pack_stage_two(flat, None, square, stride=(2, 1, 1), temporal=TemporalConv(square))
+    with pytest.raises(ConfigError, match="shrink must be"):
+        pack_stage_two(flat, None, square, shrink=(5, 5, 5))
+    shrinking = pack_stage_two(flat, None, square, padding=(0, 1, 1), shrink=(1, 2, 2))
+    with pytest.raises(ConfigError, match="no residual"):
+        shrinking(x, residual=shrinking(x))
+    with pytest.raises(ConfigError, match="don't fit"):
+        shrinking(x[:, :, :, :1])

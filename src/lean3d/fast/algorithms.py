@@ -269,7 +269,7 @@ def _torch_fast_conv(op: Any, tile: Any) -> Callable[[], Kernel]:
     return pack
 
 
-# ---- fused operations: in parts, see `passes.split`, or by a native kernel
+# ---- fused operations: in parts, see `passes.ways`, or by a native kernel
 
 
 def _small_big(op: Any) -> list[Algorithm]:
@@ -329,6 +329,9 @@ def _stage_two(op: Any) -> list[Algorithm]:
             stride=op.stride,
             padding=op.padding,
             middle_relu=op.middle_relu,
+            temporal=op.temporal,
+            shrink=op.shrink,
+            ceil_mode=op.output.shape[2:] != tuple(n // k for n, k in zip(op.between()[2][2:], op.shrink, strict=True)),
         )
         relu = op.relu
 

@@ -25,7 +25,7 @@ import torch
 from lean3d.ops import native
 from lean3d.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 MOST_NETS = 100
 """Nets that a file remembers, the latest ones."""
 

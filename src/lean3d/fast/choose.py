@@ -7,7 +7,7 @@ its exact output: an algorithm's error is that of this operation alone. Operatio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lean3d.fast.algorithms import Algorithm, Kernel, algorithms
 from lean3d.fast.clock import clock
 from lean3d.fast.exact import exact
 from lean3d.fast.graph import Call, Graph, Op, Value
-from lean3d.fast.passes import split
+from lean3d.fast.passes import ways
 
 PATIENCE = 0.15
 """Seconds after which an operation's algorithms are not run once more."""
@@ -37,12 +37,13 @@ class Choice:
         names: one, or as many as there are parts.
         seconds: measured, all of them.
         error: the largest of theirs, max|y - exact| / max|exact|.
+        way: of `passes.ways`: 0 for the operation as a whole.
     """
 
     names: list[str]
     seconds: float
     error: float
-    parts: bool = field(default=False)
+    way: int = 0
 
 
 def measure_graph(
@@ -84,20 +85,18 @@ def choose(op: Op, known: dict[str, Measured], budget: float) -> Choice:
         budget: the largest error of an algorithm that rounds more than the direct form.
     """
     choices = []
-    if found := _best(op, known, budget):
-        choices.append(found)
-    parts = split(op)
-    if len(parts) > 1:
+    for way, parts in enumerate(ways(op)):
         best = [_best(part, known, budget) for part in parts]
         chosen = [choice for choice in best if choice is not None]
-        choices.append(
-            Choice(
-                [choice.names[0] for choice in chosen],
-                sum(choice.seconds for choice in chosen),
-                max(choice.error for choice in chosen),
-                parts=True,
+        if len(chosen) == len(parts):
+            choices.append(
+                Choice(
+                    [choice.names[0] for choice in chosen],
+                    sum(choice.seconds for choice in chosen),
+                    max(choice.error for choice in chosen),
+                    way,
+                )
             )
-        )
     return min(choices, key=lambda choice: choice.seconds)
 
 
@@ -114,17 +113,15 @@ def _best(op: Op, known: dict[str, Measured], budget: float) -> Choice | None:
 
 def _measure_op(op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], known: dict[str, Measured]) -> bool:
     new = False
-    parts = split(op)
-    if len(parts) > 1:
-        values: dict[Value, Tensor] = dict(zip(op.inputs, inputs, strict=True))
-        for part in parts:
-            signature = part.signature()
-            reads = [values[v] for v in part.inputs]
-            last = part.output is op.output
-            made = list(outputs) if last else exact(part, reads)
-            values[part.output] = made[0]
-            new |= _measure_one(part, signature, reads, made, known)
-    return _measure_one(op, op.signature(), inputs, outputs, known) or new
+    *larger, smallest = ways(op)
+    values: dict[Value, Tensor] = dict(zip([*op.inputs, *op.outputs], [*inputs, *outputs], strict=True))
+    for part in smallest:
+        if part.output not in values:
+            values[part.output] = exact(part, [values[v] for v in part.inputs])[0]
+    for part in dict.fromkeys(part for way in (smallest, *larger) for part in way):
+        reads, made = ([values[v] for v in vs] for vs in (part.inputs, part.outputs))
+        new |= _measure_one(part, part.signature(), reads, made, known)
+    return new
 
 
 def _measure_one(

@@ -23,7 +23,7 @@ from lean3d.fast.cache import Cache
 from lean3d.fast.choose import Choice, choose, measure_graph, relative_error
 from lean3d.fast.clock import clock
 from lean3d.fast.graph import Call, Elementwise, Graph, Op
-from lean3d.fast.passes import simplify, split
+from lean3d.fast.passes import simplify, ways
 from lean3d.fast.plan import Plan, Step
 from lean3d.fast.trace import Stopwatch, trace
 
@@ -249,7 +249,7 @@ class CompiledModel:
                 raise ConfigError(_missed(self._name, self.tolerance, error, relative_error(eager, right)))
             budget = budget / TIGHTER if budget > 1e-7 else 0.0
         cache.nets[key] = {
-            "choices": [[choice.names, choice.seconds, choice.error, choice.parts] for choice in choices],
+            "choices": [[choice.names, choice.seconds, choice.error, choice.way] for choice in choices],
             "seconds": seconds,
             "before": before,
             "error": error,
@@ -330,7 +330,7 @@ def build(graph: Graph, choices: Sequence[Choice]) -> Plan:
     """
     steps = []
     for i, (op, choice) in enumerate(zip(graph.ops, choices, strict=True)):
-        parts = split(op) if choice.parts else [op]
+        parts = ways(op)[choice.way]
         for part, name in zip(parts, choice.names, strict=True):
             algorithm = next(a for a in algorithms(part) if a.name == name)
             steps.append(Step(part, algorithm.pack(), i))
@@ -338,7 +338,8 @@ def build(graph: Graph, choices: Sequence[Choice]) -> Plan:
 
 
 def _possible(op: Op, choice: Choice) -> bool:
-    parts = split(op) if choice.parts else [op]
+    found = ways(op)
+    parts = found[choice.way] if choice.way < len(found) else []
     return len(parts) == len(choice.names) and all(
         name in [a.name for a in algorithms(part)] for part, name in zip(parts, choice.names, strict=True)
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from lean3d.ops.conv.reference import Triple
+from lean3d.ops.fused_conv import TemporalConv
 from lean3d.ops.pool.reference import Window
 
 
@@ -105,7 +106,11 @@ class SmallBig(Op):
 
 @dataclass(eq=False)
 class StageTwo(Op):
-    """`relu(pointwise(relu(depthwise(x))) + residual)`, each with its bias; inputs are x and, if any, the residual."""
+    """`relu(pointwise(relu(depthwise(x))) + residual)`, each with its bias; inputs are x and, if any, the residual.
+
+    A convolution in time may come first, and a maximum over windows side by side last; with the latter there is no
+    residual.
+    """
 
     depthwise: Tensor
     """`(C, 1, 1, R, S)`."""
@@ -117,11 +122,30 @@ class StageTwo(Op):
     bias: Tensor | None
     middle_relu: bool
     relu: bool = False
+    temporal: TemporalConv | None = None
+    shrink: Triple = (1, 1, 1)
+
+    def between(self) -> list[tuple[int, ...]]:
+        """Shapes of what the convolution in time, the depthwise and the pointwise one make."""
+        n, c, t, h, w = self.inputs[0].shape
+        if self.temporal is not None:
+            c, _, k, *_ = self.temporal.weight.shape
+            t = (t + 2 * self.temporal.padding - k) // self.temporal.stride + 1
+        (_, *s), (_, *p), (*_, r, q) = self.stride, self.padding, self.depthwise.shape
+        h_out, w_out = (h + 2 * p[0] - r) // s[0] + 1, (w + 2 * p[1] - q) // s[1] + 1
+        return [(n, c, t, h, w), (n, c, t, h_out, w_out), (n, self.pointwise.shape[0], t, h_out, w_out)]
 
     def signature(self) -> str:
         """All that an algorithm's time depends on, but for machine and threads."""
         kernel = "x".join(map(str, self.depthwise.shape[2:]))
-        text = f"{super().signature()} k{kernel} s{_join(self.stride)} p{_join(self.padding)}"
+        text = (
+            f"{super().signature()} c{self.depthwise.shape[0]} k{kernel} s{_join(self.stride)} p{_join(self.padding)}"
+        )
+        if self.temporal is not None:
+            first = self.temporal
+            text += f" after k{first.weight.shape[2]} s{first.stride} p{first.padding}" + " relu" * first.relu
+        if self.shrink != (1, 1, 1):
+            text += f" shrink{_join(self.shrink)}"
         return text + " middle_relu" * self.middle_relu + " relu" * self.relu
 
 

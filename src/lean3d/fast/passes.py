@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import torch
 
 from lean3d.fast.graph import Affine, Conv, Elementwise, Graph, MaxPool, Op, SmallBig, StageTwo, Value
+from lean3d.ops.conv.reference import Triple
+from lean3d.ops.fused_conv import TemporalConv
+from lean3d.ops.fused_conv.op import MAX_SHRINK
 
 
 def simplify(graph: Graph) -> None:
@@ -13,6 +19,7 @@ def simplify(graph: Graph) -> None:
     fuse_small_big(graph)
     fuse_additions(graph)
     fuse_stage_two(graph)
+    fuse_around_stage_two(graph)
     graph.drop_unused()
 
 
@@ -157,64 +164,125 @@ def fuse_stage_two(graph: Graph) -> None:
     graph.ops = [op for op in graph.ops if op.outputs]
 
 
-def split(op: Op) -> list[Op]:
-    """A fused operation in parts, each of which has algorithms of its own; an operation that has no parts, alone."""
+FEW = 16
+"""Input channels up to which a convolution in time may be computed inside stage two."""
+
+
+def fuse_around_stage_two(graph: Graph) -> None:
+    """A convolution in time before stage two, if of few input channels, and max pooling behind become its parts."""
+    users, makers = graph.users(), _makers(graph)
+    keep = set(graph.results())
+    for op in graph.ops:
+        if not isinstance(op, StageTwo):
+            continue
+        first = makers.get(op.inputs[0])
+        if (
+            isinstance(first, Conv)
+            and first.weight.shape[3:] == (1, 1)
+            and first.weight.shape[1] <= FEW
+            and first.weight.shape[2] <= MAX_SHRINK
+            and first.groups == 1
+            and (*first.stride[1:], *first.padding[1:]) == (1, 1, 0, 0)
+            and len(first.inputs) == len(users[first.output]) == 1
+            and first.output not in keep
+        ):
+            op.temporal = TemporalConv(first.weight, first.bias, first.stride[0], first.padding[0], first.relu)
+            op.inputs = [*first.inputs, *op.inputs[1:]]
+            op.sources = first.sources + op.sources
+            first.outputs = []
+        after = users.get(op.output, [])
+        pool = after[0] if len(after) == 1 and op.output not in keep and len(op.inputs) == 1 else None
+        if isinstance(pool, MaxPool) and pool.kernel == pool.stride and pool.padding == (0, 0, 0):
+            places = math.prod(pool.stride)
+            if 1 < places <= MAX_SHRINK:
+                op.shrink = pool.stride
+                op.outputs = pool.outputs
+                op.sources += pool.sources
+                pool.outputs = []
+    graph.ops = [op for op in graph.ops if op.outputs]
+
+
+def ways(op: Op) -> list[list[Op]]:
+    """An operation whole, and the ways to take a fused one apart: parts have algorithms of their own. The last way has
+    the smallest parts; all of a value's makers agree on it."""
     if isinstance(op, StageTwo):
-        x = op.inputs[0]
-        n, _, t, h, w = op.output.shape
-        middle = Value((n, op.depthwise.shape[0], t, h, w), x.dtype)
-        return [
-            Conv(
-                [x],
-                [middle],
-                op.depthwise,
-                op.depthwise_bias,
-                op.stride,
-                op.padding,
-                op.depthwise.shape[0],
-                op.middle_relu,
-                sources=op.sources,
-            ),
-            Conv(
-                [middle, *op.inputs[1:]],
-                op.outputs,
-                op.pointwise,
-                op.bias,
-                (1, 1, 1),
-                (0, 0, 0),
-                1,
-                op.relu,
-                sources=op.sources,
-            ),
-        ]
+        return _stage_two_ways(op)
     if isinstance(op, SmallBig):
-        x, *residual = op.inputs
-        n, c, t, h, w = x.shape
-        pooled_shape = (n, c, *(1 if k is None else size for k, size in zip(op.window, (t, h, w), strict=True)))
-        pooled = Value(pooled_shape, x.dtype)  # type: ignore[arg-type]
-        places = [
-            (size + 2 * p - k) // s + 1
-            for size, k, s, p in zip(pooled_shape[2:], op.weight.shape[2:], op.stride, op.padding, strict=True)  # type: ignore[misc]
-        ]
-        big = Value((n, op.weight.shape[0], *places), x.dtype)
-        padding = tuple(0 if k is None else k // 2 for k in op.window)
-        parts: list[Op] = [MaxPool([x], [pooled], op.window, (1, 1, 1), padding, sources=op.sources)]  # type: ignore[arg-type]
-        conv = (op.stride, op.padding, 1)
-        if not residual:
-            parts.append(Conv([pooled], [big], op.big_weight, op.bias, *conv, sources=op.sources))
-            parts.append(Conv([x, big], op.outputs, op.weight, None, *conv, op.relu, sources=op.sources))
-            return parts
-        if big.shape == op.output.shape:
-            half = Value(op.output.shape, x.dtype)
-            parts.append(Conv([pooled, *residual], [half], op.big_weight, op.bias, *conv, sources=op.sources))
-            parts.append(Conv([x, half], op.outputs, op.weight, None, *conv, op.relu, sources=op.sources))
-            return parts
-        half = Value(op.output.shape, x.dtype)
+        return [[op], _small_big_parts(op)]
+    return [[op]]
+
+
+def split(op: Op) -> list[Op]:
+    """An operation in its smallest parts."""
+    return ways(op)[-1]
+
+
+def _stage_two_ways(op: StageTwo) -> list[list[Op]]:
+    x, *residual = op.inputs
+    values = [Value(shape, x.dtype) for shape in op.between()]
+    before: list[Op] = []
+    behind: list[Op] = []
+    first, shrinks = op.temporal, op.shrink != (1, 1, 1)
+    if first is not None:
+        along = (first.stride, 1, 1), (first.padding, 0, 0)
+        before.append(Conv([x], [values[0]], first.weight, first.bias, *along, 1, first.relu, sources=op.sources))
+        x = values[0]
+    full = op.output
+    if shrinks:
+        full = values[2]
+        behind.append(MaxPool([full], op.outputs, op.shrink, op.shrink, (0, 0, 0), sources=op.sources))
+
+    def middle(output: Value, shrink: Triple) -> StageTwo:
+        return dataclasses.replace(op, inputs=[x, *residual], outputs=[output], temporal=None, shrink=shrink)
+
+    found: list[list[Op]] = [[op]]
+    if before and behind:
+        found.append([*before, middle(op.output, op.shrink)])
+    if before or behind:
+        found.append([*before, middle(full, (1, 1, 1)), *behind])
+    depthwise = Conv(
+        [x],
+        [values[1]],
+        op.depthwise,
+        op.depthwise_bias,
+        op.stride,
+        op.padding,
+        op.depthwise.shape[0],
+        op.middle_relu,
+        sources=op.sources,
+    )
+    flat = (1, 1, 1), (0, 0, 0)
+    pointwise = Conv([values[1], *residual], [full], op.pointwise, op.bias, *flat, 1, op.relu, sources=op.sources)
+    return [*found, [*before, depthwise, pointwise, *behind]]
+
+
+def _small_big_parts(op: SmallBig) -> list[Op]:
+    x, *residual = op.inputs
+    n, c, t, h, w = x.shape
+    pooled_shape = (n, c, *(1 if k is None else size for k, size in zip(op.window, (t, h, w), strict=True)))
+    pooled = Value(pooled_shape, x.dtype)  # type: ignore[arg-type]
+    places = [
+        (size + 2 * p - k) // s + 1
+        for size, k, s, p in zip(pooled_shape[2:], op.weight.shape[2:], op.stride, op.padding, strict=True)  # type: ignore[misc]
+    ]
+    big = Value((n, op.weight.shape[0], *places), x.dtype)
+    padding = tuple(0 if k is None else k // 2 for k in op.window)
+    parts: list[Op] = [MaxPool([x], [pooled], op.window, (1, 1, 1), padding, sources=op.sources)]  # type: ignore[arg-type]
+    conv = (op.stride, op.padding, 1)
+    if not residual:
         parts.append(Conv([pooled], [big], op.big_weight, op.bias, *conv, sources=op.sources))
-        parts.append(Elementwise([residual[0], big], [half], "add", sources=op.sources))
+        parts.append(Conv([x, big], op.outputs, op.weight, None, *conv, op.relu, sources=op.sources))
+        return parts
+    if big.shape == op.output.shape:
+        half = Value(op.output.shape, x.dtype)
+        parts.append(Conv([pooled, *residual], [half], op.big_weight, op.bias, *conv, sources=op.sources))
         parts.append(Conv([x, half], op.outputs, op.weight, None, *conv, op.relu, sources=op.sources))
         return parts
-    return [op]
+    half = Value(op.output.shape, x.dtype)
+    parts.append(Conv([pooled], [big], op.big_weight, op.bias, *conv, sources=op.sources))
+    parts.append(Elementwise([residual[0], big], [half], "add", sources=op.sources))
+    parts.append(Conv([x, half], op.outputs, op.weight, None, *conv, op.relu, sources=op.sources))
+    return parts
 
 
 def _plain_conv(op: Op | None) -> bool:

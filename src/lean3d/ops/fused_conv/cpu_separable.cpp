@@ -150,31 +150,132 @@ void conv_depthwise(const float* x, const float* weight, float* y, const ConvSha
   });
 }
 
-void conv_stage_two(const float* x, const float* weight, const float* bias, bool relu, const float* packed, float* y,
-                    const ConvShape& s, const ConvEpilogue& epilogue, int threads) {
+// ---- stage two, and what may stand around it
+
+namespace {
+
+// Frame `t` of the product in time, rows [r0, r1), to `to`; x points at the clip.
+void temporal_rows(const float* x, const TemporalProduct& first, const ConvShape& s, int64_t t, int64_t r0, int64_t r1,
+                   float* to) {
+  const int64_t begin = t * first.s - first.p, row = s.w * first.c;  // frames outside are left out
+  const int64_t a0 = std::max<int64_t>(0, -begin), a1 = std::max(a0, std::min(first.k, first.t - begin));
+  int64_t taps[MAX_ROWS];
+  for (int64_t a = a0; a < a1; ++a) taps[a - a0] = ((begin + a) * s.h + r0) * row;
+  const Places places{1, 1, (r1 - r0) * s.w, 0, 0, first.c, 0, 0};
+  const Output out{to, s.c, first.bias, 0, nullptr, first.relu};
+  Ahead ahead{};
+  for (int64_t j = 0; j < s.c; j += gemm_nr())
+    product(places, x, taps, static_cast<int>(a1 - a0), first.c,
+            first.packed + j * first.k * first.c + a0 * first.c * gemm_nr(), j, 0, 0, out, ahead);
+}
+
+constexpr int MAX_SHRINK = 64;  // places of a window; callers keep to it
+
+// `count` windows' maxima: window i's places are at taps[...] + i * step. COUNT: 0 where only known at run time.
+template <int COUNT>
+void shrink_run(const float* const* taps, int num_taps, int64_t step, int64_t channels, int64_t count, float* y) {
+  const mask m = tail(static_cast<int>(channels % LANES));
+  for (int64_t i = 0; i < count; ++i, y += channels) {
+    int64_t c = 0;
+    for (; c + LANES <= channels; c += LANES) {
+      vec v = load(taps[0] + i * step + c);
+#pragma GCC unroll 8
+      for (int k = 1; k < (COUNT ? COUNT : num_taps); ++k) v = max(v, load(taps[k] + i * step + c));
+      store(y + c, v);
+    }
+    if (c < channels) {
+      vec v = load(taps[0] + i * step + c, m);
+      for (int k = 1; k < num_taps; ++k) v = max(v, load(taps[k] + i * step + c, m));
+      store(y + c, v, m);
+    }
+  }
+}
+
+// One row of windows: `frames` x `rows` rows of `columns` places from `from`, frames `pitch` floats apart.
+void shrink_row(const Shrink& shrink, const float* from, int64_t frames, int64_t rows, int64_t columns, int64_t pitch,
+                int64_t channels, float* y) {
+  const float* taps[MAX_SHRINK];
+  const auto run = [&](int64_t first, int64_t width, int64_t count) {
+    int n = 0;
+    for (int64_t f = 0; f < frames; ++f)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t q = 0; q < width; ++q)
+          taps[n++] = from + f * pitch + (r * columns + first * shrink.w + q) * channels;
+    const auto way = n == 4 ? shrink_run<4> : n == 8 ? shrink_run<8> : shrink_run<0>;
+    way(taps, n, shrink.w * channels, channels, count, y + first * channels);
+  };
+  const int64_t whole = std::min(shrink.wo, columns / shrink.w);
+  if (whole) run(0, shrink.w, whole);
+  if (whole < shrink.wo) run(whole, columns - whole * shrink.w, 1);
+}
+
+}  // namespace
+
+void conv_stage_two(const float* x, const TemporalProduct& first, const float* weight, const float* bias, bool relu,
+                    const float* packed, float* y, const ConvShape& s, const Shrink& shrink,
+                    const ConvEpilogue& epilogue, int threads) {
   const Depthwise d{s.c, round_up(s.c, 16), bias, relu};
   const int64_t step = step_of(s.c), mr = gemm_mr();
+  const bool shrinks = shrink.t * shrink.h * shrink.w > 1;
+  // What the windows leave out is not computed.
+  const int64_t all_frames = std::min(s.to, shrink.to * shrink.t), all_rows = std::min(s.ho, shrink.ho * shrink.h);
   // The middle of a block lies in a strip of the second-level cache: more of it where weights are large.
   const int64_t wanted = s.c * s.o > LARGE_WEIGHTS ? 14 * mr : 8 * mr;
-  int64_t rows = std::max<int64_t>(1, std::min(s.ho, wanted / s.wo)), frames = 1;
-  if (rows == s.ho) frames = std::max<int64_t>(1, std::min(s.to, wanted / (s.ho * s.wo)));
-  rows = ceil_div(s.ho, ceil_div(s.ho, rows));
-  const int64_t by_rows = ceil_div(s.ho, rows), by_frames = ceil_div(s.to, frames);
-  const Output out{y, s.o, epilogue.bias, 0, epilogue.residual, epilogue.relu};
+  int64_t rows = std::max<int64_t>(1, std::min(all_rows, wanted / s.wo)), frames = 1;
+  if (rows == all_rows) frames = std::max<int64_t>(1, std::min(all_frames, wanted / (all_rows * s.wo)));
+  rows = round_up(ceil_div(all_rows, ceil_div(all_rows, rows)), shrink.h);
+  frames = round_up(frames, shrink.t);
+  // A product in front is computed for several blocks at a time, since blocks share rows of it.
+  int64_t band = rows;
+  if (first.packed) {
+    const int64_t fitting = std::max<int64_t>(1, STRIP / 2 / (frames * s.w * s.c * s.sh) / rows) * rows;
+    const int64_t shared = round_up(ceil_div(all_rows * s.n * ceil_div(all_frames, frames), 4 * threads), rows);
+    band = std::max(rows, std::min(fitting, shared));
+  }
+  const int64_t bands = ceil_div(all_rows, band), by_frames = ceil_div(all_frames, frames);
   const int64_t zero_tap = 0;
-  parallel(s.n * by_frames * by_rows, threads, [&](int64_t piece, int) {
-    const int64_t n = piece / (by_frames * by_rows), t0 = piece / by_rows % by_frames * frames;
-    const int64_t h0 = piece % by_rows * rows;
-    const int64_t t1 = std::min(s.to, t0 + frames), h1 = std::min(s.ho, h0 + rows);
-    float* middle = scratch(0, (t1 - t0) * (h1 - h0) * s.wo * step);
-    float* to = middle;
-    for (int64_t t = t0; t < t1; ++t)
-      for (int64_t h = h0; h < h1; ++h, to += s.wo * step)
-        depthwise_row(d, s, x + n * s.t * s.h * s.w * s.c, weight, t, h, nullptr, to, step);
-    Ahead ahead{};
-    const Places places{t1 - t0, h1 - h0, s.wo, (h1 - h0) * s.wo * step, s.wo * step, step, s.ho * s.wo, s.wo};
-    for (int64_t j = 0; j < s.o; j += gemm_nr())
-      product(places, middle, &zero_tap, 1, s.c, packed + j * s.c, j, ((n * s.to + t0) * s.ho + h0) * s.wo, 0, out, ahead);
+  parallel(s.n * by_frames * bands, threads, [&](int64_t piece, int) {
+    const int64_t n = piece / (by_frames * bands), t0 = piece / bands % by_frames * frames;
+    const int64_t t1 = std::min(all_frames, t0 + frames), begin = piece % bands * band;
+    const int64_t end = std::min(all_rows, begin + band);
+    float* middle = scratch(0, (t1 - t0) * rows * s.wo * step);
+    float* sums = shrinks ? scratch(1, (t1 - t0) * rows * s.wo * s.o) : nullptr;
+    // What the depthwise kernel reads: the clip, or some rows of some frames of it that were just made.
+    ConvShape in = s;
+    const float* from = x + n * s.t * s.h * s.w * s.c;
+    int64_t from_frame = 0;
+    if (first.packed) {
+      const int64_t r0 = std::min(s.h, std::max<int64_t>(0, begin * s.sh - s.ph));
+      const int64_t r1 = std::max(r0, std::min(s.h, (end - 1) * s.sh - s.ph + s.kh));
+      float* made = scratch(2, (t1 - t0) * (r1 - r0) * s.w * s.c);
+      for (int64_t t = t0; t < t1; ++t)
+        temporal_rows(x + n * first.t * s.h * s.w * first.c, first, s, t, r0, r1, made + (t - t0) * (r1 - r0) * s.w * s.c);
+      in.t = t1 - t0;
+      in.h = r1 - r0;
+      in.ph += r0;
+      from = made;
+      from_frame = t0;
+    }
+    for (int64_t h0 = begin; h0 < end; h0 += rows) {
+      const int64_t h1 = std::min(end, h0 + rows);
+      float* to = middle;
+      for (int64_t t = t0; t < t1; ++t)
+        for (int64_t h = h0; h < h1; ++h, to += s.wo * step)
+          depthwise_row(d, in, from, weight, t - from_frame, h, nullptr, to, step);
+      const int64_t count = (h1 - h0) * s.wo;
+      const Output out{shrinks ? sums : y, s.o, epilogue.bias, 0, epilogue.residual, epilogue.relu};
+      const Places places{t1 - t0, h1 - h0, s.wo, count * step, s.wo * step, step, shrinks ? count : s.ho * s.wo, s.wo};
+      const int64_t at = shrinks ? 0 : ((n * s.to + t0) * s.ho + h0) * s.wo;
+      Ahead ahead{};
+      for (int64_t j = 0; j < s.o; j += gemm_nr())
+        product(places, middle, &zero_tap, 1, s.c, packed + j * s.c, j, at, 0, out, ahead);
+      if (!shrinks) continue;
+      for (int64_t t = t0; t < t1; t += shrink.t)
+        for (int64_t h = h0; h < h1; h += shrink.h)
+          shrink_row(shrink, sums + ((t - t0) * count + (h - h0) * s.wo) * s.o, std::min(shrink.t, t1 - t),
+                     std::min(shrink.h, h1 - h), s.wo, count * s.o, s.o,
+                     y + (((n * shrink.to + t / shrink.t) * shrink.ho + h / shrink.h) * shrink.wo) * s.o);
+    }
   });
 }
 

@@ -5,7 +5,8 @@
         "direct"          any dense kernel and stride: a product whose rows are places along the width; zeros around x
                           come with a copy of a strip in the cache, except in time, where taps are left out
         "depthwise"       one kernel a channel, any kernel and stride, vectorised over channels
-    pack_stage_two(...)   a depthwise and a pointwise convolution, some rows at a time: stage two of the FSB
+    pack_stage_two(...)   a depthwise and a pointwise convolution, some rows at a time: stage two of the FSB; if asked
+                          with a convolution in time before them, and a maximum over windows side by side behind
     pack_small_big(...)   conv(x) + conv(pool(x)) as one product over both halves' channels, pooled as it goes
 
 All need the native kernels and `algorithms` names none without them; `reference.py` beside has the definitions.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,8 @@ MAX_TAPS = 512
 """Places of a dense kernel that the kernels take, and rows (K * R) of a depthwise one are at most 64."""
 MAX_WINDOW = 63
 """Largest size of a pooling window inside `PackedSmallBig`."""
+MAX_SHRINK = 64
+"""Places of a window at the end of `PackedStageTwo`, and frames of a kernel at its start."""
 
 
 def algorithms(weight_shape: Sequence[int], *, stride: Triple, padding: Triple, groups: int = 1) -> list[str]:
@@ -135,7 +139,7 @@ class PackedConv:
                 place(x),
                 place(self._weight),
                 place(out),
-                self._geometry.sizes(x, out.shape),
+                self._geometry.sizes(x.shape, out.shape),
                 place(self._bias),
                 place(residual),
                 *end,
@@ -148,7 +152,7 @@ class PackedConv:
                 place(x),
                 place(conv._weight),
                 place(out),
-                conv._geometry.sizes(x, shape),
+                conv._geometry.sizes(x.shape, shape),
                 place(conv._bias),
                 place(offset),
                 place(residual),
@@ -156,6 +160,24 @@ class PackedConv:
             )
         native.ran("fused_conv", "native")
         return out
+
+
+@dataclass(frozen=True)
+class TemporalConv:
+    """A convolution in time, `relu(conv(x) + bias)`.
+
+    Args:
+        weight: `(C, I, K, 1, 1)`, normalisation folded in.
+        bias: `(C,)` or None.
+        stride, padding: in time.
+        relu: whether a ReLU follows.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: int = 1
+    padding: int = 0
+    relu: bool = False
 
 
 def pack_stage_two(
@@ -167,6 +189,9 @@ def pack_stage_two(
     stride: Triple = (1, 1, 1),
     padding: Triple = (0, 0, 0),
     middle_relu: bool = True,
+    temporal: TemporalConv | None = None,
+    shrink: Triple = (1, 1, 1),
+    ceil_mode: bool = False,
 ) -> PackedStageTwo:
     """A depthwise convolution, a ReLU and a pointwise convolution ready to run as one.
 
@@ -177,6 +202,10 @@ def pack_stage_two(
         bias: `(O,)` or None.
         stride, padding: of the depthwise convolution, in time, height, width.
         middle_relu: whether a ReLU stands between both.
+        temporal: a convolution before them; the depthwise one is then flat: K 1, stride 1 and padding 0 in time. Made
+            for few input channels: it is computed directly, some of it twice.
+        shrink: windows side by side in time, height, width, up to 64 places, whose maxima are the result.
+        ceil_mode: whether a last window that is not whole counts.
 
     Raises:
         BackendError: The native kernels are not there.
@@ -190,11 +219,28 @@ def pack_stage_two(
             "stage two takes weights (C, 1, K, R, S), K * R up to 64, and (O, C, 1, 1, 1); "
             f"got {tuple(depthwise.shape)} and {tuple(pointwise.shape)}"
         )
-    return PackedStageTwo(depthwise, depthwise_bias, pointwise, bias, stride, padding, middle_relu)
+    if temporal is not None:
+        out_channels, _, frames, *plane = temporal.weight.shape
+        if out_channels != channels or plane != [1, 1] or frames > MAX_SHRINK or temporal.stride < 1:
+            raise ConfigError(
+                f"stage two of {channels} channels takes a temporal weight ({channels}, I, K up to {MAX_SHRINK}, 1, 1) "
+                f"at a positive stride; got {tuple(temporal.weight.shape)} at stride {temporal.stride}"
+            )
+        if (depthwise.shape[2], stride[0], padding[0]) != (1, 1, 0):
+            raise ConfigError(
+                "behind a convolution in time the depthwise one is flat: size 1, stride 1 and padding 0 in time; got "
+                f"{(depthwise.shape[2], stride[0], padding[0])}"
+            )
+    if min(shrink) < 1 or math.prod(shrink) > MAX_SHRINK:
+        raise ConfigError(f"shrink must be three positive sizes of at most {MAX_SHRINK} places; got {tuple(shrink)}")
+    return PackedStageTwo(
+        depthwise, depthwise_bias, pointwise, bias, stride, padding, middle_relu, temporal, shrink, ceil_mode
+    )
 
 
 class PackedStageTwo:
-    """`relu(pointwise(relu(depthwise(x) + b1)) + b2 + residual)`; made by `pack_stage_two`."""
+    """`max over windows of relu(pointwise(relu(depthwise(temporal(x)) + b1)) + b2 + residual)`; made by
+    `pack_stage_two`. There is no residual where there are windows."""
 
     def __init__(
         self,
@@ -205,6 +251,9 @@ class PackedStageTwo:
         stride: Triple,
         padding: Triple,
         middle_relu: bool,
+        temporal: TemporalConv | None,
+        shrink: Triple,
+        ceil_mode: bool,
     ):
         channels, out_channels = depthwise.shape[0], pointwise.shape[0]
         self._geometry = _Geometry((out_channels, 1, *depthwise.shape[2:]), stride, padding, channels)
@@ -212,25 +261,48 @@ class PackedStageTwo:
         self._bias = _bias(bias, out_channels)
         self._depthwise, self._pointwise = _pack_depthwise(_checked(depthwise)), _pack_dense(_checked(pointwise))
         self._middle_relu = middle_relu
+        self._shrink, self._ceil_mode = tuple(shrink), ceil_mode
+        self._temporal: _Geometry | None = None
+        self._temporal_weight = self._temporal_bias = None
+        self._temporal_relu = False
+        if temporal is not None:
+            along = (temporal.stride, 1, 1), (temporal.padding, 0, 0)
+            self._temporal = _Geometry(temporal.weight.shape, *along, 1)
+            self._temporal_weight = _pack_dense(_checked(temporal.weight))
+            self._temporal_bias = _bias(temporal.bias, channels)
+            self._temporal_relu = temporal.relu
 
     def out_shape(self, shape: Sequence[int]) -> torch.Size:
         """As `PackedConv.out_shape`."""
-        return self._geometry.out_shape(shape)
+        return self._shrunk(self._geometry.out_shape(self._middle_shape(shape)))
 
     def __call__(
         self, x: Tensor, out: Tensor | None = None, *, residual: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """As `PackedConv.__call__`."""
-        x, out, residual = _tensors(x, out, residual, self.out_shape(x.shape))
+        middle = self._middle_shape(x.shape)
+        places = self._geometry.out_shape(middle)
+        x, out, residual = _tensors(x, out, residual, self._shrunk(places))
+        if residual is not None and self._shrink != (1, 1, 1):
+            raise ConfigError("stage two with a maximum behind it takes no residual")
         place = native.address
+        in_time = (1, 1, 1, 1, 0)
+        if self._temporal is not None:
+            first = self._temporal
+            in_time = (x.shape[2], x.shape[1], first.kernel[0], first.stride[0], first.padding[0])
         native.kernels().conv_stage_two(
             place(x),
+            place(self._temporal_weight),
+            place(self._temporal_bias),
+            self._temporal_relu,
+            in_time,
             place(self._depthwise),
             place(self._middle_bias),
             self._middle_relu,
             place(self._pointwise),
             place(out),
-            self._geometry.sizes(x, out.shape),
+            self._geometry.sizes(middle, places),
+            (*self._shrink, *out.shape[2:]),
             place(self._bias),
             place(residual),
             relu,
@@ -238,6 +310,17 @@ class PackedStageTwo:
         )
         native.ran("fused_conv", "native")
         return out
+
+    def _middle_shape(self, shape: Sequence[int]) -> Sequence[int]:
+        """What the depthwise convolution gets."""
+        return shape if self._temporal is None else self._temporal.out_shape(shape)
+
+    def _shrunk(self, shape: torch.Size) -> torch.Size:
+        up = self._ceil_mode
+        sizes = [(size + (k - 1 if up else 0)) // k for size, k in zip(shape[2:], self._shrink, strict=True)]
+        if min(sizes) < 1:
+            raise ConfigError(f"windows of {self._shrink} don't fit into {tuple(shape[2:])}")
+        return torch.Size((*shape[:2], *sizes))
 
 
 def pack_small_big(
@@ -314,7 +397,7 @@ class PackedSmallBig:
             place(x),
             place(self._weight),
             place(out),
-            self._geometry.sizes(x, out.shape),
+            self._geometry.sizes(x.shape, out.shape),
             self._window,
             place(self._bias),
             place(residual),
@@ -343,9 +426,9 @@ class _Geometry:
             raise ConfigError(f"x {tuple(shape)} is smaller than the kernel {self.kernel} at padding {self.padding}")
         return torch.Size((shape[0], self.out_channels, *sizes))
 
-    def sizes(self, x: Tensor, out_shape: Sequence[int]) -> tuple[int, ...]:
+    def sizes(self, shape: Sequence[int], out_shape: Sequence[int]) -> tuple[int, ...]:
         """ConvShape of cpu.h."""
-        n, c, t, h, w = x.shape
+        n, c, t, h, w = shape
         return (n, t, h, w, c, *out_shape[2:], self.out_channels, *self.kernel, *self.stride, *self.padding)
 
 

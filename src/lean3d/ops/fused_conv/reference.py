@@ -34,14 +34,20 @@ def stage_two_reference(
     stride: Triple = (1, 1, 1),
     padding: Triple = (0, 0, 0),
     middle_relu: bool = True,
+    shrink: Triple = (1, 1, 1),
+    ceil_mode: bool = False,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """`relu(pointwise(relu(depthwise(x))) + residual)`: weights `(C, 1, K, R, S)` and `(O, C, 1, 1, 1)`."""
+    """`max_pool(relu(pointwise(relu(depthwise(x))) + residual), shrink)`: weights `(C, 1, K, R, S)`, `(O, C, 1, 1, 1)`.
+
+    A convolution in time before it is `conv_reference`.
+    """
     middle = conv_reference(
         x, depthwise, depthwise_bias, stride=stride, padding=padding, groups=x.shape[1], relu=middle_relu
     )
-    return conv_reference(middle, pointwise, bias, residual=residual, relu=relu)
+    y = conv_reference(middle, pointwise, bias, residual=residual, relu=relu)
+    return F.max_pool3d(y, shrink, shrink, ceil_mode=ceil_mode)
 
 
 def small_big_reference(
