@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from lean3d.data.readers import ArrayReader, FrameReader, VideoReader, open_video
+from lean3d.data.readers import video as video_module
+from lean3d.data.readers.table import TableCache
 from lean3d.errors import ConfigError, DecodeError
 from video_files import broken_files, decode_all, moving_frames, set_matrix, write_video
 
@@ -175,15 +178,120 @@ def test_sound_beside_the_pictures_and_a_name_with_a_colon(tmp_path):
         assert np.array_equal(video.get_frames(range(5)).numpy(), decode_all(path))
 
 
-def test_sparse_frames_skip_the_parts_between_keyframes(tmp_path):
-    path = write_video(tmp_path / "long.mp4", moving_frames(120), options={"g": "10", "bf": "2", "sc_threshold": "0"})
+class Counting:
+    """Stands before a decoder and counts the packets that it is given, and those that it may skip."""
+
+    def __init__(self, context):
+        self.context, self.fed, self.skips = context, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.context, name)
+
+    def __setattr__(self, name, value):
+        if name == "skip_frame":
+            self.context.skip_frame = value
+        self.__dict__[name] = value
+
+    def decode(self, packet):
+        if packet is not None and packet.size:
+            self.fed += 1
+            self.skips += self.context.skip_frame == "NONREF"
+        return self.context.decode(packet)
+
+
+def fed_for(path: Path, indices: list[int]) -> tuple[int, int]:
+    """Packets that go into the decoder for these frames, and how many of them it may skip; the frames are right."""
     with VideoReader(path) as video:
-        fed = []
-        decode = video._decode
-        video._decode = lambda packets: decode(fed.append(1) or packet for packet in packets)
-        got = video.get_frames([0, 60, 119]).numpy()
-    assert np.array_equal(got, decode_all(path)[[0, 60, 119]])
-    assert len(fed) < 45
+        assert video.size
+        counting = video._context = Counting(video._context)
+        video._ended = True
+        assert np.array_equal(video.get_frames(indices).numpy(), decode_all(path)[indices])
+    return counting.fed, counting.skips
+
+
+def test_sparse_frames_skip_the_parts_between_keyframes(tmp_path):
+    options = {"g": "10", "bf": "2", "sc_threshold": "0"}
+    path = write_video(tmp_path / "long.mp4", moving_frames(120), options=options)
+    fed, skips = fed_for(path, [0, 60, 119])
+    assert fed <= 12, "two keyframes alone, and the whole of the last group"
+    assert skips >= 7
+    assert fed_for(path, list(range(120))) == (120, 0)
+
+
+def test_nothing_is_decoded_beyond_the_last_wanted_frame(tmp_path):
+    path = write_video(tmp_path / "long.mp4", moving_frames(120), options={"bf": "0"})
+    assert fed_for(path, [3, 40])[0] == 41
+
+
+def test_of_pictures_that_stand_alone_only_the_wanted_ones_are_decoded(tmp_path):
+    path = write_video(tmp_path / "alone.avi", moving_frames(120), codec="mjpeg", pix_fmt="yuvj420p")
+    assert fed_for(path, [7, 40, 41, 110])[0] == 4
+
+
+def test_frames_of_av1_that_nothing_refers_to_are_left_out(tmp_path):
+    try:
+        path = write_video(tmp_path / "long.mkv", moving_frames(65), codec="libsvtav1")
+    except av.FFmpegError:
+        pytest.skip("PyAV has no encoder libsvtav1")
+    assert fed_for(path, [0, 64])[0] < 50
+    assert fed_for(path, list(range(65)))[0] == 65
+
+
+def test_calls_that_read_on_decode_each_packet_once(tmp_path):
+    path = write_video(tmp_path / "long.mp4", moving_frames(160), options={"bf": "3", "g": "100"})
+    full = decode_all(path)
+    with VideoReader(path) as video:
+        assert video.size
+        counting = video._context = Counting(video._context)
+        for start in range(0, 160, 16):
+            frames = range(start, start + 16)
+            assert np.array_equal(video.get_frames(frames).numpy(), full[start : start + 16])
+    assert counting.fed <= 160 + 16 + 8, "once, but for the second call, which can't know yet"
+
+
+def test_a_file_is_looked_through_once_until_it_changes(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", moving_frames(12))
+    passes = []
+    read = video_module.read_table
+    monkeypatch.setattr(video_module, "read_table", lambda *args: passes.append(1) or read(*args))
+    for _ in range(3):
+        with VideoReader(path) as video:
+            assert (video.num_frames, len(video.get_frames([11]))) == (12, 1)
+    assert len(passes) == 1
+    write_video(path, moving_frames(7, 32, 32))
+    with VideoReader(path) as video:
+        assert (video.num_frames, video.size) == (7, (32, 32))
+    assert len(passes) == 2
+
+
+def test_the_memory_of_tables_is_bounded(tmp_path):
+    path = write_video(tmp_path / "a.mp4", moving_frames(12))
+    with VideoReader(path) as video:
+        table = video._table
+    cache = TableCache(limit=3 * table.num_bytes)
+    for i in range(5):
+        cache.put((i,), table)
+        assert cache.get((0,)) is (table if i < 3 else cache.get((0,)))
+    assert [cache.get((i,)) is table for i in range(5)].count(True) == 3
+
+
+def test_limits_of_time_and_pixels(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", moving_frames(12))
+    with pytest.raises(DecodeError, match="takes longer than 0 seconds"):
+        VideoReader(path, seconds=0)
+    with VideoReader(path, seconds=100) as video:
+        video._seconds = 0
+        with pytest.raises(DecodeError, match="takes longer than 0 seconds"):
+            video.get_frames([3])
+    monkeypatch.setattr(video_module, "MAX_PIXELS", 48 * 64 - 1)
+    with pytest.raises(DecodeError):
+        VideoReader(path)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(DecodeError, match="not a regular file"):
+        open_video(tmp_path / "pipe.mp4")
 
 
 @pytest.mark.parametrize(

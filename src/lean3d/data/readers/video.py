@@ -1,13 +1,16 @@
-"""Video files, through PyAV: exact frame counts, any frame by its number, and only wanted frames converted."""
+"""Video files, through PyAV: exact frame counts, any frame by its number, and no more decoded than that takes."""
 
 from __future__ import annotations
 
-import bisect
 import itertools
+import math
+import stat
 import struct
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -15,24 +18,33 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type as SideData
 
+from lean3d.data.readers.av1 import Av1References
 from lean3d.data.readers.base import ClosesItself, Scaler, places_of
+from lean3d.data.readers.table import INTRA_CODECS, NONE, FrameTable, TableCache, is_cut_off, read_table
 from lean3d.errors import DecodeError
 
-# In these containers each packet of these codecs is one shown picture with its own time stamp, so that packets tell
-# the frames without decoding. Elsewhere (AVI's packed B-frames, VP8's hidden frames, raw streams) only decoding does.
-TELLING_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm"})
-TELLING_CODECS = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "ffv1", "prores"})
+MAX_PIXELS = 2**26
+"""Pixels of a frame, at most: 8192 x 8192. A few bytes of a damaged file can claim pictures that fill the memory."""
+
+NEAR_PACKETS = 16
+"""Packets that are read and dropped where seeking past them would take longer."""
+
+# Of these codecs a frame can be marked as one that no other is built on, in a way that the decoder knows and that has
+# no exceptions (H.264: nal_ref_idc is 0). HEVC's mark has one: temporal layers above may refer to the frame.
+MARKS_UNREFERENCED = frozenset({"h264"})
+
+_TABLES = TableCache()
 
 
-@dataclass(frozen=True)
-class _Start:
-    """A packet from which decoding can begin."""
+@dataclass
+class _Run:
+    """Wanted frames that are decoded in one go: from a keyframe on, up to packet `last`."""
 
-    number: int = 0
-    """Its place among the video's packets."""
-    pts: int = 0
-    dts: int | None = None
-    pos: int | None = None
+    row: int
+    """The keyframe's row in `FrameTable.keys`."""
+    last: int
+    wanted: dict[int, int] = field(default_factory=dict)
+    """From a frame's time stamp to its number."""
 
 
 class VideoReader(ClosesItself):
@@ -42,46 +54,62 @@ class VideoReader(ClosesItself):
     turned and mirrored as the file's display matrix says; a change of resolution within the file is scaled to the
     first frame's size. Pixels are taken as stored: a sample aspect ratio does not stretch them.
 
+    Of a sparse clip no more is decoded than it is built on: from the nearest keyframe before, without frames that
+    nothing refers to (H.264, AV1), up to the last wanted one.
+
+    ```
+    frames 2, 10 and 14 of   I0 P3 B1 B2 P6 B4 B5 B7 ...  I9 P12 B10 B11 P15 B13 B14 P18 B16 ...
+    decoded                  I0 P3    B2                  I9 P12 B10     P15     B14
+    ```
+
     Decoding is strict: damage is an error and never a smaller number of frames or a patched picture. A reader sees only
     what it decodes for the frames asked for; `check` looks at all of the file.
 
     Args:
         path: The file.
+        seconds: Longest time that opening it, or one call, may take.
 
     Raises:
-        DecodeError: Not a video, no frames, or the file is cut off.
+        DecodeError: Not a video, no frames, the file is cut off, frames of more than 8192 x 8192 pixels; or it takes
+            too long.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, seconds: float = math.inf):
         self.path = str(path)
+        self._seconds = seconds
         self._scaler = Scaler()
         self._container: av.container.InputContainer | None = None
-        self._frames: Iterator[tuple[int, av.VideoFrame]] = iter(())
-        self._last: tuple[int, av.VideoFrame] | None = None
-        self._look: tuple[tuple[int, int], tuple[bool, bool, bool]] | None = None
+        self._reads_on = False  # whether a call went on where the one before had ended
         with self._errors("not a video file"):
-            if Path(path).stat().st_size == 0:
-                raise DecodeError(path, "the file is empty")
-            if _is_cut_off(Path(path)):
+            _check_file(Path(path))
+            key = _TABLES.key(Path(path))
+            table = _TABLES.get(key)
+            if table is None and is_cut_off(Path(path)):
                 raise DecodeError(path, "the file is cut off")
             self._open()
-        with self._errors():
-            self._read_table()
-        if not self.num_frames:
-            raise DecodeError(path, "no frames in the video stream")
+        if table is None:
+            with self._errors():
+                table = self._read_table()
+            _TABLES.put(key, table)
+        self._table = table
 
     @property
     def num_frames(self) -> int:
-        return len(self._pts)
+        return len(self._table)
+
+    @property
+    def num_keyframes(self) -> int:
+        """Frames that are decoded without any other."""
+        return self._table.num_keyframes
 
     @property
     def timestamps(self) -> tuple[float, ...]:
-        return tuple(float((pts - self._pts[0]) * self._time_base) for pts in self._pts)
+        return tuple(self._table.seconds.tolist())
 
     @property
     def fps(self) -> float:
-        length = float((self._pts[-1] - self._pts[0]) * self._time_base)
-        return (self.num_frames - 1) / length if length > 0 else self._rate
+        length = float(self._table.seconds[-1])
+        return (self.num_frames - 1) / length if length > 0 else self._table.rate
 
     @property
     def size(self) -> tuple[int, int]:
@@ -102,39 +130,46 @@ class VideoReader(ClosesItself):
         places = places_of(indices, self.num_frames, size, channels)
         own, (turned, mirrored, upside_down) = self._shown()
         height, width = size or own
-        out = np.empty((len(indices), height, width, channels), np.uint8)
-        for index, rows in places.items():
-            frame = self._frame(index)
-            stored = (width, height) if turned else (height, width)
-            pixels = self._scaler(frame, *stored, channels)
-            if turned:
-                pixels = pixels.swapaxes(0, 1)
-            out[rows] = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+        stored = (width, height) if turned else (height, width)
+        with self._errors():
+            out = np.empty((len(indices), height, width, channels), np.uint8)
+            for index, frame in self._decode(list(places)):
+                pixels = self._scaler(frame, *stored, channels)
+                if turned:
+                    pixels = pixels.swapaxes(0, 1)
+                if mirrored or upside_down:
+                    pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+                for row in places[index]:
+                    out[row] = pixels
         return torch.from_numpy(out)
 
     def check(self) -> None:
         """See `Reader.check`."""
-        if not self._by_pts:
-            return  # counting the frames was decoding them all
+        if self._table.whole:
+            return
         with self._errors():
-            self._go_to(self._starts[0])
+            self._to_start()
             decoded = sum(1 for _ in self._frames)
             if decoded < self.num_frames:
                 raise DecodeError(self.path, f"only {decoded} of {self.num_frames} frames can be decoded")
+        self._table.whole = True
 
     def close(self) -> None:
         """See `Reader.close`."""
-        self._frames = iter(())
-        self._last = None
+        self._packets: Iterator[av.Packet] = iter(())
+        self._frames: Iterator[tuple[int, av.VideoFrame]] = iter(())
         if self._container is not None:
             self._container.close()
             self._container = None
 
-    def _open(self) -> av.container.InputContainer:
+    def _open(self) -> None:
         """Open the file anew, at its first packet."""
         self.close()
         # "file:" because a name with a colon would be taken for a protocol
-        container = self._container = av.open(f"file:{self.path}", metadata_errors="ignore")
+        limits = {"max_pixels": str(MAX_PIXELS)}
+        timeout = None if math.isinf(self._seconds) else self._seconds
+        container = av.open(f"file:{self.path}", metadata_errors="ignore", options=limits, timeout=timeout)
+        self._container = container
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
         if not streams:
@@ -144,166 +179,265 @@ class VideoReader(ClosesItself):
         context = self._stream.codec_context
         if context is None:
             raise DecodeError(self.path, "no decoder for its codec")
+        if context.width * context.height > MAX_PIXELS:
+            raise DecodeError(self.path, f"frames of {context.width} x {context.height} pixels are too large")
         context.thread_type, context.thread_count = "NONE", 1  # a loader has a process for each core already
-        context.options = {"err_detect": "explode"}  # an error, where the decoder would patch the picture
-        self._time_base = self._stream.time_base or av.time_base
-        self._rate = float(self._stream.guessed_rate or self._stream.average_rate or 25)
+        context.options = {"err_detect": "explode", **limits}  # an error, where the decoder would patch the picture
+        self._context = context
         self.codec = context.codec.canonical_name
         self.pixel_format = context.pix_fmt
         self.has_audio = bool(container.streams.audio)
-        return container
+        self._packets = container.demux(self._stream)
+        self._next = 0
+        """The number of the packet that is read next."""
+        self._start_pts = NONE
+        """The time stamp of the keyframe where decoding began."""
+        self._inside: set[int] = set()
+        """Time stamps of the frames that went into the decoder and have not come out yet."""
+        self._last_pts = sys.maxsize
+        """The time stamp of the last frame that was asked for."""
+        self._ended = False
+        """Whether the decoder was told that nothing follows, and so can't go on."""
 
-    def _read_table(self) -> None:
-        """Find out which frames there are and where decoding can start: from the packets if they tell."""
+    def _read_table(self) -> FrameTable:
+        """The file's table: from the packets if they tell, else by decoding all."""
+        rate = float(self._stream.guessed_rate or self._stream.average_rate or 25)
         assert self._container is not None
-        facts = []
-        for packet in self._container.demux(self._stream):
-            if packet.is_corrupt:
-                raise DecodeError(self.path, "the file is damaged or cut off")
-            facts.append((packet.pts, packet.dts, packet.pos, packet.is_keyframe, packet.is_discard, packet.size))
-        facts.pop()  # the last packet is empty: it ends the decoding
-        self.num_keyframes = sum(key for _, _, _, key, *_ in facts)
-        stamps = [pts for pts, *_ in facts if pts is not None]
-        self._check_end(stamps)
-        self._by_pts = (
-            not TELLING_CONTAINERS.isdisjoint(self._container.format.name.split(","))
-            and self._stream.codec_context.codec.canonical_name in TELLING_CODECS
-            and len(set(stamps)) == len(facts) > 0
-            and all(size for *_, size in facts)
-            and facts[0][3]  # what comes before the first keyframe, in file or in time, may never be shown
-            and min(stamps) == facts[0][0]
-        )
-        if self._by_pts:
-            self._pts = sorted(pts for pts, (*_, discard, _) in zip(stamps, facts, strict=True) if not discard)
-            self._index = {pts: i for i, pts in enumerate(self._pts)}
-            self._starts = [
-                _Start(number, pts, dts, pos)
-                for number, (pts, dts, pos, key, *_) in enumerate(facts)
-                if key and pts is not None
-            ]
-            self._emitted = self.num_frames  # nothing more comes from here
-        else:
-            self._count_frames()
-
-    def _check_end(self, stamps: list[int]) -> None:
-        """Matroska reads on over a damaged part and loses frames without a word; its tags know how long it was."""
-        hours, colon, rest = self._stream.metadata.get("DURATION", "").partition(":")
-        if not (stamps and colon):
-            return
-        minutes, _, seconds = rest.partition(":")
-        told = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-        inner = sorted(stamps)
-        longest = max((after - before for before, after in itertools.pairwise(inner)), default=0)
-        if told > float((inner[-1] + 3 * longest) * self._time_base) + 3 / self._rate:
-            raise DecodeError(self.path, "the file is damaged: frames are missing at the end")
-
-    def _count_frames(self) -> None:
-        """The table by decoding all. The order of the frames is then the decoder's, whatever the stamps say."""
-        self._starts = [_Start()]
-        self._go_to(self._starts[0])
-        stamps = [frame.pts for _, frame in self._frames]
-        known = sorted({pts for pts in stamps if pts is not None})
-        if len(known) < len(stamps):
-            ticks = 1 / (self._rate * float(self._time_base))
-            known = [round(i * ticks) for i in range(len(stamps))]
-        self._pts = known
+        self._table = table = read_table(self.path, self._container, self._stream, self._in_time(self._packets), rate)
+        self._next = sys.maxsize
+        if not table.by_pts:
+            self._to_start()
+            stamps = [frame.pts for _, frame in self._frames]
+            known = sorted({pts for pts in stamps if pts is not None})
+            if len(known) < len(stamps):
+                ticks = 1 / (rate * float(table.time_base))
+                known = [round(i * ticks) for i in range(len(stamps))]
+            # The order of the frames is the decoder's, whatever the stamps say.
+            table.pts, table.whole = np.array(known, np.int64), True
+        if not len(table):
+            raise DecodeError(self.path, "no frames in the video stream")
+        return table
 
     def _shown(self) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
         """Height and width as shown, and how to get there: (turned, mirrored, upside down), from the first frame."""
-        if self._look is None:
-            frame = self._frame(0)
+        if self._table.look is None:
+            with self._errors():
+                ((_, frame),) = self._decode([0])
+            self._last_pts = sys.maxsize  # nobody asked for it
             turned, *flips = _orientation(frame)
             size = (frame.width, frame.height) if turned else (frame.height, frame.width)
-            self._look = size, (turned, flips[0], flips[1])
-        return self._look
+            self._table.look = size, (turned, flips[0], flips[1])
+        return self._table.look
 
-    def _frame(self, index: int) -> av.VideoFrame:
-        """Frame `index`, decoded from where the decoder stands or from the keyframe before, whichever is nearer."""
-        if self._last is not None and self._last[0] == index:
-            return self._last[1]
-        start = self._start_before(index)
-        with self._errors():
-            if self._container is None or index <= self._emitted or start.number > self._fed:
-                self._go_to(start)
-            frame = self._find(index)
-            if frame is None and self._from.number > 0:  # a keyframe from which one can't start after all
-                self._go_to(self._starts[0])
-                frame = self._find(index)
-            if frame is None:
-                raise DecodeError(self.path, f"frame {index} of {self.num_frames} can't be decoded")
-            self._last = index, frame
-            return frame
+    # Where packets tell the frames
 
-    def _find(self, index: int) -> av.VideoFrame | None:
-        """Decode on up to frame `index`; None if it does not come."""
-        try:
-            return next((frame for found, frame in self._frames if found == index), None)
-        except (av.FFmpegError, DecodeError):
-            if self._from.number == 0:
-                raise
-            return None
+    def _decode(self, indices: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The frames of these numbers, which increase, each with its number; not always in that order."""
+        if not self._table.by_pts:
+            yield from self._count_to(indices)
+            return
+        runs = self._runs(indices)
+        if runs:
+            # Such a caller will go on like that: from now on the decoder is left where it can.
+            begins = int(self._table.keys[runs[0].row, 0])
+            self._reads_on |= min(runs[0].wanted) > self._last_pts and begins < self._next
+            self._last_pts = max(runs[-1].wanted)
+        for run in runs:
+            missing = dict(run.wanted)
+            try:
+                for pts, frame in self._decode_run(run, missing, may_end=run is not runs[-1] or not self._reads_on):
+                    yield missing.pop(pts), frame
+            except (av.FFmpegError, DecodeError):
+                if not missing:
+                    raise
+            if missing:  # a keyframe from which one can't start after all: from the file's start, leaving nothing out
+                self._to_start()
+                yield from self._count_to(sorted(missing.values()))
+                self._ended = True
 
-    def _start_before(self, index: int) -> _Start:
-        """The last keyframe that is shown no later than frame `index`."""
-        if not self._by_pts:
-            return self._starts[0]
-        place = bisect.bisect_right(self._starts, self._pts[index], key=lambda start: start.pts)
-        return self._starts[max(place - 1, 0)]
+    def _runs(self, indices: list[int]) -> list[_Run]:
+        """The wanted frames, together as long as to start from the next one's keyframe would not save anything."""
+        table = self._table
+        pts = table.pts[indices]
+        rows = np.maximum(np.searchsorted(table.keys[:, 1], pts, side="right") - 1, 0)
+        near = NEAR_PACKETS if self.codec in INTRA_CODECS else 1
+        columns = pts, table.packet[indices], rows, table.keys[rows, 0]
+        runs: list[_Run] = []
+        for index, stamp, packet, row, start in zip(indices, *(column.tolist() for column in columns), strict=True):
+            if not runs or start > runs[-1].last + near:
+                runs.append(_Run(row, packet))
+            runs[-1].last = max(runs[-1].last, packet)
+            runs[-1].wanted[stamp] = index
+        return runs
 
-    def _go_to(self, start: _Start) -> None:
-        self._last = None
-        self._from = start
-        self._fed = start.number
-        self._emitted = -1
-        self._frames = self._decode(self._packets(start))
+    def _goes_on(self, run: _Run) -> bool:
+        """Whether what was fed so far leads on to all frames of a run, and their keyframe is not further on."""
+        if self._container is None or self._next == 0 or self._table.keys[run.row, 0] > self._next:
+            return False
+        packets = self._table.packet[list(run.wanted.values())].tolist()
+        return all(number >= self._next or pts in self._inside for pts, number in zip(run.wanted, packets, strict=True))
 
-    def _packets(self, start: _Start) -> Iterator[av.Packet]:
-        """Packets from `start` on: sought, and if that leads elsewhere, found by counting in the reopened file."""
-        if self._container is not None and self._by_pts and start.pos is not None:
-            offset = start.pts if start.dts is None else start.dts
-            self._container.seek(offset, stream=self._stream)  # type: ignore[arg-type]
-            for packet in (packets := self._container.demux(self._stream)):
-                if (packet.pts, packet.pos) == (start.pts, start.pos):
-                    return itertools.chain([packet], packets)
-                if packet.pos is None or packet.pos > start.pos:
-                    break
-        container = self._open()
-        return itertools.islice(container.demux(self._stream), start.number, None)
-
-    def _decode(self, packets: Iterator[av.Packet]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decode on, with each frame's number; frames that the table does not have are not shown."""
-        count = itertools.count()
-        for packet in packets:
-            self._fed += 1
-            if self._by_pts and packet.pts is not None and packet.pts < self._from.pts:
-                continue  # shown before the keyframe where we start, and built on frames before it
-            for frame in packet.decode():
+    def _decode_run(self, run: _Run, missing: dict[int, int], may_end: bool) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The frames that are missing, which the caller takes out of it, until none is or no more can come."""
+        if self._ended or not self._goes_on(run):
+            self._go_to(run.row)
+        context, intra, marks = self._context, self.codec in INTRA_CODECS, self.codec in MARKS_UNREFERENCED
+        av1 = self._av1 if self.codec == "av1" else None
+        beyond = math.inf if may_end else max(run.wanted)  # what the next call may ask for
+        while missing and not self._ended:
+            packet = None  # tells the decoder that nothing follows: it hands over all frames without decoding on
+            if self._next <= run.last or not may_end:
+                self._check_time()
+                packet = next(self._packets, None)
+                self._next += 1
+            if packet is None or not packet.size:
+                self._ended = True
+            else:
+                pts = NONE if packet.pts is None else packet.pts
+                wanted = pts in missing or pts > beyond
+                if pts < self._start_pts or (intra and not wanted):
+                    continue  # shown before the keyframe where we start, and built on frames before it; or of no use
+                if av1 is not None:
+                    needed = av1.needed(bytes(packet))  # asked always: it follows the stream's headers
+                    if not wanted and needed is None:
+                        continue
+                    if not wanted and needed is not None and len(needed) < packet.size:
+                        packet = av.Packet(needed)
+                if marks:
+                    context.skip_frame = "DEFAULT" if wanted else "NONREF"
+                if wanted:
+                    self._inside.add(pts)
+            for frame in context.decode(packet):
                 assert isinstance(frame, av.VideoFrame)
-                if self._by_pts:
-                    if frame.pts not in self._index:
+                if frame.is_corrupt:
+                    raise DecodeError(self.path, "a frame is damaged")
+                if frame.pts is not None:
+                    self._inside.discard(frame.pts)
+                if frame.pts in missing:
+                    yield frame.pts, frame
+
+    def _go_to(self, row: int) -> None:
+        """Put the decoder before a keyframe: by reading on, by seeking, or by counting packets in the reopened file."""
+        number, pts, dts, pos = self._table.keys[row].tolist()
+        if self._container is None:
+            self._open()
+        elif self._next <= number <= self._next + NEAR_PACKETS:
+            self._context.flush_buffers()
+        elif not self._seek(number, pts, dts, pos):
+            self._open()
+        for _ in range(number - self._next):
+            self._check_time()
+            next(self._packets)
+        self._next = number
+        self._start_pts = pts
+        self._inside = set()
+        self._av1 = Av1References()
+        self._ended = False
+
+    def _seek(self, number: int, pts: int, dts: int, pos: int) -> bool:
+        """Whether seeking leads to this packet, which then is the next one."""
+        if pos == NONE or self._container is None:
+            return False
+        self._container.seek(pts if dts == NONE else dts, stream=self._stream)
+        self._packets = self._container.demux(self._stream)
+        for packet in self._packets:
+            self._check_time()
+            if (packet.pts, packet.pos) == (pts, pos):
+                self._packets = itertools.chain([packet], self._packets)
+                self._next = number
+                return True
+            if packet.pos is None or packet.pos > pos:
+                break
+        return False
+
+    # Where they don't, or don't lead to a frame
+
+    def _to_start(self) -> None:
+        if self._container is None or self._next > 0 or self._ended:
+            self._open()
+        self._frames = self._decode_all()
+        self._counted = -1
+        """The number of the last frame that came out of `_frames`."""
+
+    def _decode_all(self) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Every frame of the file with its number; frames that the table does not have are not shown."""
+        table = self._table
+        self._context.skip_frame = "DEFAULT"
+        count = itertools.count()
+        for packet in self._in_time(self._packets):
+            self._next += 1
+            for frame in self._context.decode(packet):
+                assert isinstance(frame, av.VideoFrame)
+                if table.by_pts:
+                    index = int(np.searchsorted(table.pts, NONE if frame.pts is None else frame.pts))
+                    if index == len(table) or table.pts[index] != frame.pts:
                         continue  # cut away by an edit list
-                    index = self._index[frame.pts]
                 else:
                     index = next(count)
                 if frame.is_corrupt:
                     raise DecodeError(self.path, f"frame {index} is damaged")
-                self._emitted = max(self._emitted, index)
+                self._counted = max(self._counted, index)
                 yield index, frame
+        self._ended = True
+
+    def _count_to(self, indices: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode on, or from the start, up to the frames of these numbers."""
+        missing = set(indices)
+        if not missing:
+            return
+        if self._container is None or min(missing) <= self._counted:
+            self._to_start()
+        for index, frame in self._frames:
+            if index in missing:
+                missing.remove(index)
+                yield index, frame
+            if not missing:
+                return
+        raise DecodeError(self.path, f"frame {min(missing)} of {self.num_frames} can't be decoded")
+
+    # Limits and errors
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise DecodeError(self.path, self._too_slow)
+
+    def _in_time(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        for packet in packets:
+            self._check_time()
+            yield packet
+
+    @property
+    def _too_slow(self) -> str:
+        return f"takes longer than {self._seconds:g} seconds"
 
     @contextmanager
     def _errors(self, meaning: str = "damaged") -> Iterator[None]:
-        """Whatever goes wrong within is a DecodeError, and the decoder is not used on."""
+        """Whatever goes wrong within, or takes too long, is a DecodeError, and the decoder is not used on."""
+        self._deadline = time.monotonic() + self._seconds
         try:
             yield
         except DecodeError:
             self.close()
             raise
-        except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        except MemoryError as error:
+            self.close()
+            raise DecodeError(self.path, "needs too much memory") from error
+        except (av.FFmpegError, OSError, ValueError) as error:
             self.close()
             reason = getattr(error, "strerror", None) or str(error)
-            if not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            if time.monotonic() > self._deadline:
+                reason = self._too_slow
+            elif not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 reason = f"{meaning} ({reason})"
             raise DecodeError(self.path, reason) from error
+
+
+def _check_file(path: Path) -> None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise DecodeError(path, "not a regular file")  # one would wait for ever at the end of a pipe
+    if status.st_size == 0:
+        raise DecodeError(path, "the file is empty")
 
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
@@ -318,42 +452,3 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     if abs(b) + abs(c) > abs(a) + abs(d):
         return True, c < 0, b < 0
     return False, a < 0, d < 0
-
-
-def _is_cut_off(path: Path) -> bool:
-    """Whether the container says that the file should be longer: MP4's boxes, Matroska's segment, AVI's RIFF chunk."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] == b"RIFF":
-            return struct.unpack("<I", head[4:8])[0] + 8 > length
-        if head[:4] == b"\x1aE\xdf\xa3":
-            return _matroska_end(head + file.read(4096)) > length
-        if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            return False
-        start = 0
-        while start + 8 <= length:
-            file.seek(start)
-            size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-            size = large if size == 1 else size or length - start
-            if start + size > length:
-                return kind in (b"mdat", b"moov", b"moof")  # others may be rubbish behind the end
-            start += max(size, 8)
-    return False
-
-
-def _matroska_end(head: bytes) -> int:
-    """Where the segment of a Matroska file ends, in bytes; 0 where the file does not say (RFC 8794, 4 and 6)."""
-
-    def size_at(place: int) -> tuple[int, int]:
-        length = 9 - head[place].bit_length()
-        value = int.from_bytes(head[place : place + length], "big") & ((1 << 7 * length) - 1)
-        return value, place + length
-
-    size, place = size_at(4)
-    place += size
-    if head[place : place + 4] != b"\x18\x53\x80\x67" or not head[place + 4 : place + 12]:
-        return 0
-    size, start = size_at(place + 4)
-    unknown = (1 << 7 * (start - place - 4)) - 1
-    return 0 if size == unknown else start + size
