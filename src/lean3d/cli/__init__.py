@@ -31,6 +31,8 @@ VERBS = {
     "train": Verb(verbs.train, "train a model on a folder of clips", "lean3d train my/clips"),
     "eval": Verb(verbs.evaluate, "test a trained model", "lean3d eval runs/mine"),
     "predict": Verb(verbs.predict, "say what is to be seen in a video", "lean3d predict runs/mine clip.mp4"),
+    "data": Verb(verbs.data, "check a data set, or prepare it", "lean3d data check my/clips"),
+    "stream": Verb(verbs.stream, "watch cameras, streams and files", "lean3d stream 0 --model runs/mine"),
     "report": Verb(verbs.report, "write an HTML page about a run", "lean3d report runs/mine"),
     "models": Verb(verbs.models, "list the models and what they cost", "lean3d models 'smallbig*'"),
     "bench": Verb(verbs.bench, "time nets here, or count their work", "lean3d bench c3d c3d_light --cost"),
@@ -44,7 +46,8 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """The entry point; leaves by SystemExit.
 
-    0: done. 1: `doctor` found something missing. 2: an error that a message explains. 130: Ctrl-C.
+    0: done. 1: `doctor` found something missing, or `data` bad files or another problem. 2: an error that a message
+    explains. 130: Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("LEAN3D_DEBUG", "") not in ("", "0")

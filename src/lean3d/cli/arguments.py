@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 from lean3d.config import (
     AugmentConfig,
     DataConfig,
+    EventConfig,
     InitConfig,
     ModelConfig,
     OptimConfig,
@@ -148,6 +149,55 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """Watch files, cameras and streams frame by frame, and write what happens as JSON lines.
+
+    SOURCE is a file; a camera's number (0 is the first); an address: rtsp://, http://, udp://, or another that FFmpeg
+    knows; or - for raw frames on standard input. A file is watched whole. Of a live source the latest frame wins: what
+    comes while the model is busy is dropped and counted. One that breaks off is connected again. Several sources run
+    side by side. Ctrl-C ends with the last events.
+
+    The model must be able to run frame by frame: most are as they are and are a little late; trained with
+    --model.options causal True they are not late.
+
+    A line: {"source": ..., "label": ..., "start": seconds, "end": seconds, "score": 0 to 1, "started": wall clock,
+    "ended": wall clock}
+    """
+
+    source: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE ...", help_behavior_hint="")] = ()
+    """What to watch."""
+    model: Annotated[str | None, arg(metavar="RUN|FILE", help_behavior_hint="(required)")] = None
+    """A run's folder, or a .safetensors file."""
+    sources: Annotated[str | None, arg(metavar="LIST.txt", help_behavior_hint="")] = None
+    """A text file with further sources, one a line."""
+    lines: Literal["events", "begins", "results"] = "events"
+    """events: a line for each, when it is over. begins: one more when it begins. results: one more for each result."""
+    events: EventConfig = field(default_factory=EventConfig)
+    video: Annotated[str | None, arg(metavar="OUT.mp4", help_behavior_hint="")] = None
+    """Write the video with scores and a timeline drawn on; a folder where there are several sources."""
+    show: bool = False
+    """Show that on the screen."""
+    realtime: bool = False
+    """Take files as if they were live: at their own pace, the latest frame wins."""
+    seconds: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """Stop after so long."""
+    retries: int = 5
+    """How often in a row a live source is tried again, after 0.5, 1, 2, 4 ... seconds."""
+    timeout: float = 5.0
+    """Seconds after which a live source that says nothing counts as broken off."""
+    fps: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """Frames per second that the model's sampling rate counts (default: the source's own; 25 where it can't tell)."""
+    sampling_rate: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Distance of the model's frames, in frames of the source (default: as in its training)."""
+    raw_size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH", help_behavior_hint="")] = None
+    """Size of raw frames on standard input: 3 bytes a pixel, RGB; 1 byte, grey, for models of grey clips."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+    fast: bool = False
+    """Compile the model's step for this machine's CPU first: the same scores, but for rounding, in less time."""
+
+
+@dataclass(frozen=True)
 class Convert:
     """Make weights that others published a checkpoint of lean3d, which eval, predict and train --init.weights take.
 
@@ -210,6 +260,72 @@ class Bench:
         default_factory=dict
     )
     """Arguments of the models, as in `lean3d models NAME`: --options expansion 0.75 num_classes 174."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Decode every file of a data set and report what is wrong: files that are damaged or crash the decoder, copies,
+    clips of the training among those of the test, labels.
+
+    Each file is decoded in a child process with limits of time and memory. The exit status is 1 where there is a
+    problem, so that a script can stop there.
+    """
+
+    root: Annotated[Positional[str], arg(metavar="DIR|FILE")]
+    """A folder of class folders, an annotation file, or a folder with videos without labels."""
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The folder for index.html, manifest.csv and check.json (default: check-NAME, here)."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Processes (default: one for each core)."""
+    seconds: float = 60.0
+    """Longest time that one file may take."""
+    memory: float = 2.0
+    """Gigabytes that decoding one file may need."""
+    json: bool = False
+    """Print check.json in place of tables."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Write a data set anew in the form that trainings read fastest: small, with many keyframes, perhaps in shards.
+
+    The files of DIR stay as they are. Each new one is decoded and compared with the old one: number of frames and their
+    times. A run that was stopped goes on where it was. Labels and splits go to OUT/clips.csv, in shards to
+    OUT/index.csv; sound is left out. The exit status is 1 where files were bad.
+    """
+
+    root: Annotated[Positional[str], arg(metavar="DIR|FILE")]
+    """A folder of class folders, or an annotation file."""
+    out: Annotated[Positional[str], arg(metavar="OUT")]
+    """A new folder, or one that an earlier run with the same settings began."""
+    short_side: int = 256
+    """Largest length of the shorter side, in pixels; smaller videos keep their size."""
+    gop: int = 12
+    """Frames from one keyframe to the next: fewer make random clips quicker to decode, and files larger."""
+    codec: Literal["h264", "mjpeg"] = "h264"
+    """mjpeg needs no encoder beside FFmpeg's own, makes every frame a keyframe, and files much larger."""
+    quality: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """The encoder's quantiser, less is better (default: H.264's crf 20, MJPEG's qscale 4)."""
+    shards: bool = False
+    """Pack the new files into WebDataset shards (tar), with labels and splits inside."""
+    shard_mb: float = 64.0
+    """Size of a shard, in megabytes."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """Processes (default: one for each core)."""
+    seconds: float = 600.0
+    """Longest time that one file may take."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Look after a data set: see whether it is whole, or write it anew in the form that is read fastest."""
+
+    action: Annotated[
+        Annotated[Check, tyro.conf.subcommand("check")] | Annotated[Prepare, tyro.conf.subcommand("prepare")],
+        arg(name=""),
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from lean3d.data_tools.check import Health
     from lean3d.evaluate import Results
 
 MANY_CLASSES = 20
@@ -50,6 +51,54 @@ def results(results: Results, split: str) -> None:
         out.print(f"bad: {file.path}: {file.reason}", style="red", soft_wrap=True, markup=False)
     if len(results.bad) > 5:
         out.print(f"... and {len(results.bad) - 5} more bad files; all are in results.json", style="red")
+
+
+def health(health: Health) -> None:
+    """A checked data set: kinds of files, labels (of many the rarest), problems, notes."""
+    totals = health.totals()
+    table = Table("codec", "size", "files", "frames/s", "frames", "keyframe every", box=None, header_style="bold")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    kinds = health.kinds()
+    for kind in kinds[:MANY_CLASSES]:
+        size = f"{kind['width']} x {kind['height']}"
+        ranges = (_range(kind[name]) for name in ("fps", "num_frames", "keyframe_interval"))
+        table.add_row(kind["codec"], size, str(kind["files"]), *ranges)
+    out.print(table)
+    if len(kinds) > MANY_CLASSES:
+        out.print(f"and {len(kinds) - MANY_CLASSES} rarer kinds", style="dim")
+    if health.manifest.classes:
+        rows = health.labels()
+        rare = sorted(rows, key=lambda row: row["train"])[:MANY_CLASSES] if len(rows) > MANY_CLASSES else rows
+        labels = Table("class", "train", "val", "test", box=None, header_style="bold")
+        for column in labels.columns[1:]:
+            column.justify = "right"
+        for row in rare:
+            labels.add_row(Text(row["class"] or "not labelled"), *(str(row[s]) for s in ("train", "val", "test")))
+        out.print()
+        out.print(labels)
+        if len(rare) < len(rows):
+            out.print(f"the {len(rare)} rarest of {len(rows)} classes; all are in the page", style="dim")
+    for finding in health.findings:
+        style = "bold red" if finding.problem else "bold"
+        out.print()
+        out.print(
+            Text(f"{'problem' if finding.problem else 'note'}: {finding.kind}: {len(finding.notes)}", style=style)
+        )
+        for files, note in list(zip(finding.cases, finding.notes, strict=True))[:5]:
+            out.print(Text(f"  {' = '.join(files)}{': ' if files else ''}{note}"), soft_wrap=True)
+        if len(finding.notes) > 5:
+            out.print(f"  ... and {len(finding.notes) - 5} more, all in the page and in check.json", style="dim")
+        out.print(Padding(Text(finding.text, style="dim"), (0, 0, 0, 2)))
+    out.print(
+        f"\n{totals['files']:.0f} files, {totals['bad']:.0f} bad, {totals['seconds'] / 60:.1f} minutes, "
+        f"{totals['bytes'] / 1e6:.1f} MB: " + ("[green]healthy[/green]" if health.healthy else "[red]not healthy[/red]")
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in values)
+    return low if low == high else f"{low} to {high}"
 
 
 class ModelRow(NamedTuple):

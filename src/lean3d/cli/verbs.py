@@ -14,9 +14,25 @@ from typing import TYPE_CHECKING
 
 from lean3d import recipes
 from lean3d.cli import show
-from lean3d.cli.arguments import Bench, Convert, Demo, Doctor, Eval, Models, Predict, Recipes, Report, Train, parse
+from lean3d.cli.arguments import (
+    Bench,
+    Check,
+    Convert,
+    Data,
+    Demo,
+    Doctor,
+    Eval,
+    Models,
+    Predict,
+    Prepare,
+    Recipes,
+    Report,
+    Stream,
+    Train,
+    parse,
+)
 from lean3d.cli.plan import plan
-from lean3d.cli.show import out
+from lean3d.cli.show import err, out
 from lean3d.config import TrainConfig, to_dict, to_json
 from lean3d.errors import ConfigError, DecodeError, did_you_mean
 
@@ -130,6 +146,45 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
+def data(argv: Sequence[str]) -> int:
+    """Check a data set, or prepare it."""
+    action = parse(Data, argv).action
+    return _prepare(action) if isinstance(action, Prepare) else _check(action)
+
+
+def stream(argv: Sequence[str]) -> int:
+    """Watch sources; what happens goes to standard output, all else to standard error."""
+    args = parse(Stream, argv)
+    if args.model is None:
+        raise ConfigError("which model? Name a run's folder: lean3d stream SOURCE --model runs/mine")
+    if not args.source and args.sources is None:
+        raise ConfigError(
+            f"which source? Name a file, a camera's number or an address: lean3d stream 0 --model {args.model}"
+        )
+    from lean3d import stream as room
+
+    words = [*args.source, *(room.read_list(args.sources) if args.sources else ())]
+    session = room.Session(args.model, sampling_rate=args.sampling_rate, device=args.device, fast=args.fast)
+    channels = session.model.input_spec.channels
+    done = room.run(
+        session,
+        [
+            room.find_source(word, size=args.raw_size, fps=args.fps, channels=channels, timeout=args.timeout)
+            for word in words
+        ],
+        events=args.events,
+        lines=args.lines,
+        realtime=args.realtime,
+        retries=args.retries,
+        seconds=args.seconds,
+        video=args.video,
+        show=args.show,
+        write=lambda line: print(line, flush=True),
+        console=err,
+    )
+    return 0 if done.signal is None else 128 + done.signal
+
+
 def models(argv: Sequence[str]) -> int:
     """The zoo, or one model."""
     args = parse(Models, argv)
@@ -228,6 +283,57 @@ def report(argv: Sequence[str]) -> int:
     path = write_report(args.run, args.out, compare=args.compare, clips=args.clips)
     out.print(f"report  {path}", soft_wrap=True)
     return 0
+
+
+def _check(args: Check) -> int:
+    from lean3d.data_tools import check
+    from lean3d.report import write_data_page
+
+    root = Path(args.root)
+    out_folder = Path(args.out) if args.out else Path(f"check-{root.absolute().stem}")
+    health = check.run(
+        dataclasses.replace(args.data, root=args.root),
+        out_folder,
+        workers=args.workers,
+        seconds=args.seconds,
+        memory=round(args.memory * 2**30),
+        quiet=args.json,
+    )
+    page = write_data_page(out_folder)
+    if args.json:
+        print((out_folder / check.CHECK_FILE).read_text(encoding="utf-8").strip())
+    else:
+        show.health(health)
+        out.print(f"\npage      {page}\nmanifest  {out_folder / check.MANIFEST_FILE}", soft_wrap=True)
+    return 0 if health.healthy else 1
+
+
+def _prepare(args: Prepare) -> int:
+    from lean3d.data_tools import prepare
+
+    done = prepare.run(
+        dataclasses.replace(args.data, root=args.root),
+        args.out,
+        short_side=args.short_side,
+        gop=args.gop,
+        codec=args.codec,
+        quality=args.quality,
+        shards=args.shards,
+        shard_mb=args.shard_mb,
+        workers=args.workers,
+        seconds=args.seconds,
+    )
+    before = f" ({done.kept} from before)" if done.kept else ""
+    out.print(
+        f"{done.files} clips{before}, {done.bytes_before / 1e6:.1f} MB before, {done.bytes_after / 1e6:.1f} MB after, "
+        f"{len(done.bad)} bad"
+    )
+    for file in done.bad[:5]:
+        out.print(f"bad: {file.path}: {file.reason}", style="red", soft_wrap=True, markup=False)
+    if len(done.bad) > 5:
+        out.print(f"... and {len(done.bad) - 5} more bad files; all are in bad_files.csv", style="red")
+    out.print(f"\ntrain on it  lean3d train {shlex.quote(str(done.root))}", soft_wrap=True)
+    return 1 if done.bad else 0
 
 
 def _is_recipe(word: str) -> bool:

@@ -122,7 +122,7 @@ def _comparison(main: Run, others: Sequence[Run]) -> str:
         numbers = (_count(price.weights), _count(price.macs)) if price else ("-", "-")
         cells = "".join(f'<td class="number">{cell}</td>' for cell in (_percent(metrics["top1"]), *numbers))
         rows.append(f'<tr><th scope="row">{escape(run.name)}</th>{bar}{cells}</tr>')
-    heads = _heads("model", "", "#top-1", "#weights", "#MACs")
+    heads = table_head("model", "", "#top-1", "#weights", "#MACs")
     return (
         f'<section><h2>Side by side</h2><div class="wide"><table class="rows"><caption>Top-1 on the same videos. The '
         f"dashed line is chance, {_percent(chance)}.</caption>{heads}<tbody>{''.join(rows)}</tbody></table></div>"
@@ -213,11 +213,11 @@ def _per_class(run: Run) -> str:
 
 
 def _class_table(rows: Sequence[str]) -> str:
-    heads = _heads("class", "#videos", "#accuracy", "", "most often taken for")
+    heads = table_head("class", "#videos", "#accuracy", "", "most often taken for")
     return f'<div class="wide"><table class="rows classes">{heads}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _heads(*names: str) -> str:
+def table_head(*names: str) -> str:
     """A table's head; columns whose name begins with # hold numbers, a column without a name holds bars."""
     cells = []
     for name in names:
@@ -279,7 +279,7 @@ def _bad_files(run: Run) -> str:
     more = f"<p>and {len(bad) - 100} more, all in results.json</p>" if len(bad) > 100 else ""
     return (
         f"<section><h2>Files that could not be decoded: {len(bad)}</h2><p>They are in no accuracy above.</p>"
-        f'<div class="wide"><table class="rows">{_heads("file", "reason")}<tbody>{rows}</tbody></table></div>{more}'
+        f'<div class="wide"><table class="rows">{table_head("file", "reason")}<tbody>{rows}</tbody></table></div>{more}'
         "</section>"
     )
 
