@@ -145,6 +145,7 @@ void finish_time(const float* products, int64_t stride, const Target& target) {
 // A point in time adds to `frames` frames of outputs, with a factor each; the last one finishes them.
 struct Sum {
   float* sum;  // (frames, MH, MW, stride), null where there is one point
+  int64_t stride;
   const float* factors;
   int64_t factor_stride, frames;
   bool first, last;
@@ -178,19 +179,19 @@ void finish_plane(const float* products, int64_t stride, const Target& target, c
     }
     for (int64_t t = 0; t < sum.frames; ++t) {
       const float factor = sum.factors[t * sum.factor_stride];
-      float* at = sum.sum + t * MH * MW * stride + c;
+      float* at = sum.sum + t * MH * MW * sum.stride + c;
       if (sum.last) {
         if (t < target.inside[0])
           for (int h = 0; h < target.inside[1]; ++h)
             for (int w = 0; w < target.inside[2]; ++w)
-              target.put(load(at + (h * MW + w) * stride) + factor * a[h][w], c, whole, m, t, h, w);
+              target.put(load(at + (h * MW + w) * sum.stride) + factor * a[h][w], c, whole, m, t, h, w);
       } else if (sum.first) {
         for (int h = 0; h < MH; ++h)
-          for (int w = 0; w < MW; ++w) store(at + (h * MW + w) * stride, factor * a[h][w]);
+          for (int w = 0; w < MW; ++w) store(at + (h * MW + w) * sum.stride, factor * a[h][w]);
       } else if (factor != 0.0f) {
         for (int h = 0; h < MH; ++h)
           for (int w = 0; w < MW; ++w)
-            store(at + (h * MW + w) * stride, load(at + (h * MW + w) * stride) + factor * a[h][w]);
+            store(at + (h * MW + w) * sum.stride, load(at + (h * MW + w) * sum.stride) + factor * a[h][w]);
       }
     }
   }
@@ -218,6 +219,9 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 // The next odd number of cache lines: rows that far apart spread over the sets of a cache.
 inline int64_t odd_lines(int64_t floats) { return (up(floats, 16) | 1) * 16; }
 
+constexpr int MOST_TAPS = 16, LINE = 16;                 // taps in time; floats of a cache line
+constexpr int64_t CHUNK = 64 << 10, PANELS = 256 << 10;  // floats of V and of weights that share a second-level cache
+
 struct Block {
   int64_t clip, frame, frames, tile, tiles;  // frames: outputs' tiles in time;  tiles: of the plane
 };
@@ -231,18 +235,19 @@ class Run {
       count_[axis] = up(layer.out[axis], layer.m[axis]);
     }
     only_time_ = n_[1] * n_[2] == 1;
-    taps_ = by_taps() ? layer.taps[0] : 1;
+    taps_ = layer.m[0] == 1 ? layer.taps[0] : 1;
     steps_ = only_time_ ? 1 : n_[0];
     positions_ = n_[0] * n_[1] * n_[2] / steps_;
     plane_ = count_[1] * count_[2];
     depth_ = layer.channels[0] + layer.channels[1];
     columns_ = gemm_nr();
     panels_ = up(layer.outputs, columns_);
+    rows_ = layer.block_frames * layer.block_tiles;
     row_ = odd_lines(up(depth_, 16) * 16 + (layer.channels[1] ? 16 : 0));
     position_ = odd_lines((layer.block_frames + taps_ - 1) * layer.block_tiles * row_);
-    product_row_ = odd_lines(positions_ * columns_);
-    rows_ = layer.block_frames * layer.block_tiles;
-    sums_ = steps_ == 1 ? 0 : rows_ * layer.m[0] * layer.m[1] * layer.m[2] * columns_;
+    product_row_ = odd_lines(panels_ * columns_);
+    product_position_ = odd_lines(rows_ * product_row_);
+    sums_ = steps_ == 1 ? 0 : layer.m[0] * layer.m[1] * layer.m[2] * product_row_;
     const int64_t zeros = most(layer.channels[0], layer.channels[1]);
     float* blank = scratch(2, zeros);
     for (int64_t c = 0; c < zeros; ++c) blank[c] = 0.0f;
@@ -261,40 +266,56 @@ class Run {
       b.tiles = least(layer_.block_tiles, plane_ - b.tile);
       return b;
     };
-    if (layer_.shared) {
-      float* v = scratch(0, positions_ * position_);
-      float* sums = scratch(3, sums_ * panels_);
-      for (int64_t index = 0; index < blocks; ++index) {
-        const Block b = block(index);
-        const int64_t rows = rows_of(b), chunk = up(most(rows, 1), 4 * threads_);
-        for (int64_t step = 0; step < steps_; ++step) {
-          parallel(up(rows, chunk), threads_,
-                   [&](int64_t piece, int) { transform(b, step, v, piece * chunk, least(rows, (piece + 1) * chunk)); });
-          parallel(panels_, threads_,
-                   [&](int64_t panel, int) { multiply(b, step, v, panel, sums + panel * sums_); });
-        }
-      }
-    } else {
+    if (!layer_.shared) {
       parallel(blocks, threads_, [&](int64_t index, int) {
         const Block b = block(index);
-        float* v = scratch(0, positions_ * position_);
-        float* sums = scratch(3, sums_ * panels_);
+        const Room room = take_room();
         for (int64_t step = 0; step < steps_; ++step) {
-          transform(b, step, v, 0, rows_of(b));
-          for (int64_t panel = 0; panel < panels_; ++panel) multiply(b, step, v, panel, sums + panel * sums_);
+          transform(b, step, room.v, 0, inputs_of(b));
+          for (int64_t position = 0; position < positions_; ++position)
+            multiply(b, step, position, 0, panels_, room);
+          finish(b, step, room, 0, b.frames * b.tiles);
         }
       });
+      return;
+    }
+    const Room room = take_room();
+    const int64_t parts = least(panels_, up(4 * threads_, positions_));
+    for (int64_t index = 0; index < blocks; ++index) {
+      const Block b = block(index);
+      const auto in_chunks = [&](int64_t rows, const auto& body) {
+        const int64_t chunk = up(most(rows, 1), 4 * threads_);
+        parallel(up(rows, chunk), threads_,
+                 [&](int64_t piece, int) { body(piece * chunk, least(rows, (piece + 1) * chunk)); });
+      };
+      for (int64_t step = 0; step < steps_; ++step) {
+        in_chunks(inputs_of(b), [&](int64_t begin, int64_t end) { transform(b, step, room.v, begin, end); });
+        parallel(positions_ * parts, threads_, [&](int64_t piece, int) {
+          const int64_t part = piece % parts;
+          multiply(b, step, piece / parts, panels_ * part / parts, panels_ * (part + 1) / parts, room);
+        });
+        in_chunks(b.frames * b.tiles, [&](int64_t begin, int64_t end) { finish(b, step, room, begin, end); });
+      }
     }
   }
 
  private:
-  bool by_taps() const { return layer_.m[0] == 1; }
+  struct Room {
+    float* v;         // (positions, rows, channels)
+    float* products;  // (positions, rows, outputs)
+    float* sums;      // (rows, places of a tile of outputs, outputs)
+  };
+  Room take_room() const {
+    return {scratch(0, positions_ * position_), scratch(1, positions_ * product_position_), scratch(3, rows_ * sums_)};
+  }
+
   // With taps in time V has rows for the input frames that a block sees, [first, end) within the clip.
   int64_t first_frame(const Block& b) const { return most(0, b.frame - layer_.padding[0]); }
   int64_t end_frame(const Block& b) const {
     return most(first_frame(b), least(layer_.in[0], b.frame + b.frames - 1 - layer_.padding[0] + taps_));
   }
-  int64_t rows_of(const Block& b) const { return (by_taps() ? end_frame(b) - first_frame(b) : b.frames) * b.tiles; }
+  bool by_taps() const { return layer_.m[0] == 1; }
+  int64_t inputs_of(const Block& b) const { return (by_taps() ? end_frame(b) - first_frame(b) : b.frames) * b.tiles; }
 
   // Rows [begin, end) of V; where time is transformed around the plane, at one point in time.
   void transform(const Block& b, int64_t step, float* v, int64_t begin, int64_t end) const {
@@ -343,29 +364,59 @@ class Run {
     }
   }
 
-  // One panel: the products at all positions, then the outputs, or what this step adds to them.
-  void multiply(const Block& b, int64_t step, const float* v, int64_t panel, float* sums) const {
-    float* products = scratch(1, rows_ * product_row_);
-    const float* weights = data_.weights + (panel * steps_ + step) * positions_ * taps_ * depth_ * columns_;
-    for (int64_t position = 0; position < positions_; ++position)
-      product(b, v + position * position_, weights + position * taps_ * depth_ * columns_,
-              products + position * columns_);
-    const int64_t column = panel * columns_;
+  // What the products at hand ask for meanwhile: the panel that comes next, and then rows that come after all panels.
+  struct Soon {
+    const float* panel;
+    const float* rows;
+  };
+
+  // The products at one position and panels [begin, end).
+  void multiply(const Block& b, int64_t step, int64_t position, int64_t begin, int64_t end, const Room& room) const {
+    const float* v = room.v + position * position_;
+    float* products = room.products + position * product_position_;
+    const int64_t panel_size = taps_ * depth_ * columns_;
+    const float* panels = data_.weights + (step * positions_ + position) * panels_ * panel_size;
+    const float* next = position + 1 < positions_ ? v + position_ : nullptr;
+    if (by_taps()) {
+      Soon soon{nullptr, next};
+      for (int64_t p = begin; p < end; ++p) {
+        soon.panel = panels + (p + 1) * panel_size;
+        frames(b, v, panels + p * panel_size, products + p * columns_, soon);
+      }
+      return;
+    }
+    // A chunk of rows stays in the cache while panels pass; as many panels as stay there, too, while chunks pass.
+    const int64_t all = b.frames * b.tiles;
+    const int64_t chunks = up(all * row_, CHUNK), together = chunks == 1 ? end - begin : most(1, PANELS / panel_size);
+    for (int64_t first = begin; first < end; first += together)
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t from = all * chunk / chunks, to = all * (chunk + 1) / chunks;
+        Soon soon{nullptr, chunk + 1 < chunks ? v + to * row_ : next};
+        for (int64_t p = first; p < least(end, first + together); ++p) {
+          soon.panel = chunk == 0 ? panels + (p + 1) * panel_size : nullptr;
+          rows(to - from, v + from * row_, 0, 0, 1, panels + p * panel_size,
+               products + from * product_row_ + p * columns_, soon);
+        }
+      }
+  }
+
+  // Rows [begin, end) of the products back to outputs, or what this step adds to them.
+  void finish(const Block& b, int64_t step, const Room& room, int64_t begin, int64_t end) const {
     Target target;
-    target.columns = static_cast<int>(least(columns_, layer_.outputs - column));
-    target.bias = data_.bias ? data_.bias + column : nullptr;
+    target.columns = static_cast<int>(layer_.outputs);
+    target.bias = data_.bias;
     target.relu = data_.relu;
     target.strides[2] = target.residual_strides[2] = layer_.outputs;
     target.strides[1] = target.residual_strides[1] = layer_.out[2] * layer_.outputs;
     target.strides[0] = layer_.out[1] * layer_.out[2] * layer_.outputs;
     target.residual_strides[0] = data_.residual_still ? 0 : target.strides[0];
-    Sum sum{nullptr, nullptr, 0, 0, step == 0, step == steps_ - 1};
-    for (int64_t row = 0; row < b.frames * b.tiles; ++row) {
+    Sum sum{nullptr, product_row_, nullptr, 0, 0, step == 0, step == steps_ - 1};
+    for (int64_t row = begin; row < end; ++row) {
       const int64_t tile = b.tile + row % b.tiles;
       const int64_t at[3] = {(b.frame + row / b.tiles) * layer_.m[0], tile / count_[2] * layer_.m[1],
                              tile % count_[2] * layer_.m[2]};
-      int64_t y = b.clip * layer_.out[0] * target.strides[0] + column;
-      int64_t residual = b.clip * (data_.residual_still ? 1 : layer_.out[0]) * target.strides[0] + column;
+      int64_t y = b.clip * layer_.out[0] * target.strides[0];
+      int64_t residual = b.clip * (data_.residual_still ? 1 : layer_.out[0]) * target.strides[0];
       for (int axis = 0; axis < 3; ++axis) {
         target.inside[axis] = least(layer_.m[axis], layer_.out[axis] - at[axis]);
         y += at[axis] * target.strides[axis];
@@ -374,22 +425,21 @@ class Run {
       target.y = data_.y + y;
       target.residual = data_.residual ? data_.residual + residual : nullptr;
       if (steps_ > 1) {
-        sum.sum = sums + row * (sums_ / rows_);
+        sum.sum = room.sums + row * sums_;
         sum.factors = data_.time_out + step;
         sum.factor_stride = n_[0];
         sum.frames = layer_.m[0];
       }
-      const float* from = products + row * product_row_;
+      const float* from = room.products + row * product_row_;
       if (only_time_)
-        (n_[0] == 4 ? finish_time<4> : finish_time<6>)(from, columns_, target);
+        (n_[0] == 4 ? finish_time<4> : finish_time<6>)(from, product_position_, target);
       else
-        kernels_.finish(from, columns_, target, sum);
+        kernels_.finish(from, product_position_, target, sum);
     }
   }
 
-  // All rows at one position and panel.
-  void product(const Block& b, const float* v, const float* panel, float* products) const {
-    if (!by_taps()) return rows(b.frames * b.tiles, v, 0, 0, 1, panel, products);
+  // All rows at one position and panel, summed over taps in time.
+  void frames(const Block& b, const float* v, const float* panel, float* products, Soon& soon) const {
     // Frames that see the same taps go together; those outside of the clip are left out.
     const int64_t begin = first_frame(b);
     for (int64_t frame = b.frame, next; frame < b.frame + b.frames; frame = next) {
@@ -397,21 +447,24 @@ class Run {
       for (next = frame + 1; next < b.frame + b.frames; ++next)
         if (most(0, layer_.padding[0] - next) != tap || taps_end(next) != end) break;
       rows((next - frame) * b.tiles, v + (frame - layer_.padding[0] - begin) * b.tiles * row_, b.tiles * row_, tap, end,
-           panel, products + (frame - b.frame) * b.tiles * product_row_);
+           panel, products + (frame - b.frame) * b.tiles * product_row_, soon);
     }
   }
   int64_t taps_end(int64_t frame) const { return least(taps_, layer_.in[0] + layer_.padding[0] - frame); }
 
   // Rows in even tiles of the product, summing over taps [tap, end), which lie `stride` apart from v on.
   void rows(int64_t count, const float* v, int64_t stride, int64_t tap, int64_t end, const float* panel,
-            float* products) const {
-    const float* taps[16];
-    const int64_t tiles = up(count, gemm_mr());
+            float* products, Soon& soon) const {
+    const float* taps[MOST_TAPS];
+    const int64_t tiles = up(count, gemm_mr()), sum = most(0, end - tap), fetched = sum * depth_ * LINE;
+    const float* const panel_end = soon.panel + taps_ * depth_ * columns_;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t from = count * tile / tiles, to = count * (tile + 1) / tiles;
       for (int64_t k = tap; k < end; ++k) taps[k - tap] = v + k * stride + from * row_;
-      gemm_tile(static_cast<int>(to - from), static_cast<int>(columns_), taps, static_cast<int>(most(0, end - tap)),
-                row_, depth_, panel + tap * depth_ * columns_, products + from * product_row_, product_row_, Epilogue{});
+      const float*& next = soon.panel && soon.panel < panel_end ? soon.panel : soon.rows;
+      gemm_tile(static_cast<int>(to - from), static_cast<int>(columns_), taps, static_cast<int>(sum), row_, depth_,
+                panel + tap * depth_ * columns_, products + from * product_row_, product_row_, Epilogue{}, next);
+      if (next) next += fetched;
     }
   }
 
@@ -425,8 +478,9 @@ class Run {
   int64_t plane_, depth_;       // tiles of the plane; channels of both inputs
   int64_t columns_, panels_;
   int64_t rows_;                // of the product, in a block, at most
-  int64_t row_, position_;      // strides of V (positions, rows, channels)
-  int64_t product_row_, sums_;  // stride of M (rows, positions, columns); floats of a panel's sums
+  int64_t row_, position_;                  // strides of V (positions, rows, channels)
+  int64_t product_row_, product_position_;  // strides of M (positions, rows, outputs)
+  int64_t sums_;                            // floats of a row's sums
   const float* blank_;
 };
 

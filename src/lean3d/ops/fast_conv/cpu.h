@@ -28,7 +28,7 @@ struct FastConv {
 
 struct FastConvData {
   const float* x[2];         // both (N, T, H, W, channels); the second null where channels[1] is 0
-  const float* weights;      // (panels, positions, taps in time if m[0] is 1, channels, panel's columns)
+  const float* weights;      // (positions, panels, taps in time if m[0] is 1, channels, panel's columns)
   const float* time_in;      // B^T (n, n) and A^T (m, n) of time, where m[0] is not 1
   const float* time_out;
   const float* bias;         // (O) or null

@@ -26,8 +26,8 @@ TILES = {1: (1,), 3: (2, 4)}
 MOST_TAPS = 16
 """The longest kernel in time that is computed directly within tiles of the plane."""
 
-WEIGHTS_IN_CACHE = 2 << 20
-"""Bytes of a second-level cache, as far as blocks are chosen by it."""
+SMALL_WEIGHTS, LARGE_WEIGHTS = 2 << 20, 8 << 20
+"""Bytes of transformed weights that stay in a second-level cache, and of those that are better read once than often."""
 
 
 def name_of(tile: Sequence[int]) -> str:
@@ -104,7 +104,7 @@ def pack(
 def pack_weight(weight: Tensor, tile: Sequence[int]) -> Tensor:
     """Transformed weights as the kernel reads them: flat, in panels of output channels.
 
-    `(panels, positions, K or 1, C, columns)`: K where the tile is 1 in time; zeros behind the last channel.
+    `(positions, panels, K or 1, C, columns)`: K where the tile is 1 in time; zeros behind the last channel.
 
     Args:
         weight: `(O, C, K, R, S)`.
@@ -117,15 +117,15 @@ def pack_weight(weight: Tensor, tile: Sequence[int]) -> Tensor:
     ]
     gt, gh, gw = matrices
     o, c = weight.shape[:2]
-    points = len(gt) * len(gh) * len(gw)
-    by_taps = tile[0] == 1
+    positions, taps = (len(gh) * len(gw), len(gt)) if tile[0] == 1 else (len(gt) * len(gh) * len(gw), 1)
     panels = -(-o // columns)
-    packed = native.empty_for_weights(panels * points * c * columns).view(panels, points * c, columns)
-    packed[-1].zero_()
+    packed = native.empty_for_weights(positions * panels * taps * c * columns)
+    packed = packed.view(positions, panels, taps * c, columns)
+    packed[:, -1].zero_()
     for i, part in enumerate(weight.detach().split(columns)):  # in parts: in float64 they are large
         u = torch.einsum("ockrs,tk,hr,ws->thwco", part.double(), gt, gh, gw)
-        u = u.permute(1, 2, 0, 3, 4) if by_taps else u
-        packed[i, :, : len(part)] = u.reshape(points * c, len(part))
+        u = u.permute(1, 2, 0, 3, 4) if tile[0] == 1 else u
+        packed[:, i, :, : len(part)] = u.reshape(positions, taps * c, len(part))
     return packed.flatten()
 
 
@@ -216,15 +216,23 @@ class PackedFastConv:
         """What is worked on at a time, see `FastConv` in cpu.h: tiles in time and of the plane; shared or not."""
         frames, height, width = (-(-s // m) for s, m in zip(shape[2:], self.tile, strict=True))
         tiles = height * width
-        o, c = self.weight_shape[:2]
-        points = math.prod(m + 2 for m in self.tile[1:] if m > 1)
+        o, c, taps = self.weight_shape[:3]
+        in_time, *plane = (m + 2 if m > 1 else 1 for m in self.tile)
+        points = math.prod(plane)
+        weights = 4 * points * o * c * (taps if self.tile[0] == 1 else in_time)
+        large = weights > LARGE_WEIGHTS
         # Few rows leave the cache room for the weights; where those don't fit, many rows make up for it.
-        rows = 28 if points == 36 and 4 * points * c * o < WEIGHTS_IN_CACHE else 56
+        if points == 1:
+            rows = 56
+        elif points == 36 and 4 * points * o * c < SMALL_WEIGHTS:
+            rows = 28
+        else:
+            rows = 112 if large else 56
         block_tiles = -(-tiles // max(1, round(tiles / rows)))
         blocks_in_time = -(-frames // max(1, rows // block_tiles))
         block_frames = -(-frames // blocks_in_time)
         blocks = shape[0] * blocks_in_time * -(-tiles // block_tiles)
-        return (block_frames, block_tiles), blocks < 4 * threads and blocks % threads != 0
+        return (block_frames, block_tiles), large or (blocks < 4 * threads and blocks % threads != 0)
 
     def _check(
         self, x: Tensor, second: Tensor | None, residual: Tensor | None, out: Tensor | None, shape: Sequence[int]

@@ -20,12 +20,13 @@ constexpr int MR = 8, NV = 3;  // 24 of NEON's 32
 constexpr int NR = NV * LANES;
 // Floats of B that are asked for ahead of their use: panels larger than the caches come from memory meanwhile.
 constexpr int AHEAD = 64 * NR;
+constexpr int LINE = 16;  // floats of a cache line
 
 // Rows come in groups of GROUP: the second group's inputs are `jump` floats behind the first's.
 template <int ROWS, int V, int GROUP>
 inline __attribute__((always_inline)) void tile(int columns, const float* const* taps, int num_taps, int64_t lda,
                                                 int64_t jump, int64_t k, const float* __restrict panel, float* c,
-                                                int64_t ldc, const Epilogue& epilogue) {
+                                                int64_t ldc, const Epilogue& epilogue, const float* soon) {
   vec sum[ROWS][V];
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; ++i)
@@ -34,8 +35,9 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
   for (int p = 0; p < num_taps; ++p) {
     const float* __restrict a = taps[p];
     const float* __restrict a2 = a + jump;
-    for (int64_t q = 0; q < k; ++q, panel += NR) {
+    for (int64_t q = 0; q < k; ++q, panel += NR, soon += LINE) {
       vec b[V];
+      __builtin_prefetch(soon, 0, 2);
 #pragma GCC unroll 3
       for (int v = 0; v < V; ++v) {
         b[v] = load(panel + v * LANES);
@@ -77,11 +79,11 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
 }
 
 using TileFunction = void (*)(int, const float* const*, int, int64_t, int64_t, int64_t, const float*, float*, int64_t,
-                              const Epilogue&);
+                              const Epilogue&, const float*);
 template <int ROWS, int V, int GROUP>
 void tile_function(int columns, const float* const* taps, int num_taps, int64_t lda, int64_t jump, int64_t k,
-                   const float* panel, float* c, int64_t ldc, const Epilogue& epilogue) {
-  tile<ROWS, V, GROUP>(columns, taps, num_taps, lda, jump, k, panel, c, ldc, epilogue);
+                   const float* panel, float* c, int64_t ldc, const Epilogue& epilogue, const float* soon) {
+  tile<ROWS, V, GROUP>(columns, taps, num_taps, lda, jump, k, panel, c, ldc, epilogue, soon);
 }
 
 template <int GROUPS, int... I>
@@ -113,13 +115,15 @@ void gemm_pack(const float* b, int64_t stride_k, int64_t stride_n, int64_t k, in
 }
 
 void gemm_tile(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t k,
-               const float* panel, float* c, int64_t ldc, const Epilogue& epilogue) {
-  TILES.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, 0, k, panel, c, ldc, epilogue);
+               const float* panel, float* c, int64_t ldc, const Epilogue& epilogue, const float* soon) {
+  TILES.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, 0, k, panel, c, ldc, epilogue,
+                                                 soon ? soon : panel);
 }
 
 void gemm_tile_pair(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t jump,
                     int64_t k, const float* panel, float* c, int64_t ldc, const Epilogue& epilogue) {
-  PAIRS.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, jump, k, panel, c, ldc, epilogue);
+  PAIRS.by_rows[rows - 1][(columns - 1) / LANES](columns, taps, num_taps, lda, jump, k, panel, c, ldc, epilogue,
+                                                 panel);
 }
 
 void gemm(const float* a, int64_t lda, const float* packed, float* c, int64_t ldc, int64_t m, int64_t n, int64_t k,

@@ -32,9 +32,10 @@ struct Epilogue {
   size_t gemm_packed_size(int64_t k, int64_t n);                                                                     \
   /* B (k, n), its element (k, n) at b[k * stride_k + n * stride_n], into panels; k counts all taps' channels. */    \
   void gemm_pack(const float* b, int64_t stride_k, int64_t stride_n, int64_t k, int64_t n, float* packed);           \
-  /* One tile: rows <= gemm_mr() rows, columns <= gemm_nr() columns of one panel. */                                 \
+  /* One tile: rows <= gemm_mr() rows, columns <= gemm_nr() columns of one panel. What will be read after it, 16      \
+     floats for each of the taps' channels from `soon` on, is asked for meanwhile. */                                \
   void gemm_tile(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t k,              \
-                 const float* panel, float* c, int64_t ldc, const Epilogue& epilogue);                               \
+                 const float* panel, float* c, int64_t ldc, const Epilogue& epilogue, const float* soon = nullptr);  \
   /* One tile of two times `rows` <= gemm_mr() / 2 rows: the second half's inputs are `jump` floats behind the       \
      first's, its outputs follow the first's. For rows of output too short to fill a tile. */                        \
   void gemm_tile_pair(int rows, int columns, const float* const* taps, int num_taps, int64_t lda, int64_t jump,      \
