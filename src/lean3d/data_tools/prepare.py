@@ -31,7 +31,7 @@ from lean3d.config import DataConfig
 from lean3d.data.dataset import BadFile
 from lean3d.data.isolate import call_many
 from lean3d.data.manifest import Clip, Manifest
-from lean3d.data.readers import Reader, open_video
+from lean3d.data.readers import Reader, VideoReader, open_video
 from lean3d.data.shards import Member
 from lean3d.data_tools.check import read_clips
 from lean3d.errors import BackendError, ConfigError, DataError, DecodeError
@@ -246,7 +246,7 @@ def _encode(reader: Reader, path: Path, short_side: int, gop: int, codec: str, q
     encoder, pixels = ENCODERS[codec]
     scale = min(1.0, short_side / min(reader.size))
     height, width = (max(2, round(side * scale / 2) * 2) for side in reader.size)  # yuv420p needs even sides
-    base = getattr(reader, "time_base", None) or 1 / Fraction(reader.fps).limit_denominator(1001)
+    base = reader.time_base if isinstance(reader, VideoReader) else 1 / _rate(reader)
     times = [round(Fraction(seconds) / base) for seconds in reader.timestamps]  # exact: all are multiples of it
     options = {"crf": str(quality), "g": str(gop), "preset": "medium"}
     if codec == "mjpeg":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -90,8 +92,10 @@ class TableCache:
         self._bytes = 0
 
     @staticmethod
-    def key(path: Path) -> tuple[int | str, ...]:
-        """What identifies the file that lies at `path` now."""
+    def key(path: Path, content: bytes | None = None) -> tuple[int | str, ...]:
+        """What identifies the file that lies at `path` now, or one whose bytes are in memory."""
+        if content is not None:
+            return str(path), len(content), zlib.crc32(content)
         status = path.stat()
         return str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -180,10 +184,11 @@ def _check_end(path: str, stream: av.VideoStream, stamps: np.ndarray, time_base:
         raise DecodeError(path, "the file is damaged: frames are missing at the end")
 
 
-def is_cut_off(path: Path) -> bool:
+def is_cut_off(path: Path, content: bytes | None = None) -> bool:
     """Whether the container says that the file should be longer: MP4's boxes, Matroska's segment, AVI's RIFF chunk."""
-    length = path.stat().st_size
-    with path.open("rb") as file:
+    with path.open("rb") if content is None else io.BytesIO(content) as file:
+        length = file.seek(0, io.SEEK_END)
+        file.seek(0)
         head = file.read(12)
         if head[:4] == b"RIFF":
             return struct.unpack("<I", head[4:8])[0] + 8 > length

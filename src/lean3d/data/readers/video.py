@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import stat
@@ -11,7 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -68,23 +71,26 @@ class VideoReader(ClosesItself):
     Args:
         path: The file.
         seconds: Longest time that opening it, or one call, may take.
+        content: All of the file, where its bytes are in memory already; `path` is then only its name.
 
     Raises:
         DecodeError: Not a video, no frames, the file is cut off, frames of more than 8192 x 8192 pixels; or it takes
             too long.
     """
 
-    def __init__(self, path: str | Path, seconds: float = math.inf):
+    def __init__(self, path: str | Path, seconds: float = math.inf, content: bytes | None = None):
         self.path = str(path)
+        self._content = content
         self._seconds = seconds
         self._scaler = Scaler()
         self._container: av.container.InputContainer | None = None
         self._reads_on = False  # whether a call went on where the one before had ended
         with self._errors("not a video file"):
-            _check_file(Path(path))
-            key = _TABLES.key(Path(path))
+            if content is None:
+                _check_file(Path(path))
+            key = _TABLES.key(Path(path), content)
             table = _TABLES.get(key)
-            if table is None and is_cut_off(Path(path)):
+            if table is None and is_cut_off(Path(path), content):
                 raise DecodeError(path, "the file is cut off")
             self._open()
         if table is None:
@@ -105,6 +111,11 @@ class VideoReader(ClosesItself):
     @property
     def timestamps(self) -> tuple[float, ...]:
         return tuple(self._table.seconds.tolist())
+
+    @property
+    def time_base(self) -> Fraction:
+        """The unit of time of the file's time stamps, in seconds: each is a multiple of it."""
+        return self._table.time_base
 
     @property
     def fps(self) -> float:
@@ -158,6 +169,8 @@ class VideoReader(ClosesItself):
         """See `Reader.close`."""
         self._packets: Iterator[av.Packet] = iter(())
         self._frames: Iterator[tuple[int, av.VideoFrame]] = iter(())
+        self._counted = sys.maxsize
+        """The number of the last frame that came out of `_frames`; none does until they begin."""
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -168,7 +181,8 @@ class VideoReader(ClosesItself):
         # "file:" because a name with a colon would be taken for a protocol
         limits = {"max_pixels": str(MAX_PIXELS)}
         timeout = None if math.isinf(self._seconds) else self._seconds
-        container = av.open(f"file:{self.path}", metadata_errors="ignore", options=limits, timeout=timeout)
+        source: Any = f"file:{self.path}" if self._content is None else io.BytesIO(self._content)
+        container = av.open(source, "r", metadata_errors="ignore", options=limits, timeout=timeout)
         self._container = container
         covers = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & covers]
@@ -357,7 +371,6 @@ class VideoReader(ClosesItself):
             self._open()
         self._frames = self._decode_all()
         self._counted = -1
-        """The number of the last frame that came out of `_frames`."""
 
     def _decode_all(self) -> Iterator[tuple[int, av.VideoFrame]]:
         """Every frame of the file with its number; frames that the table does not have are not shown."""
