@@ -111,7 +111,7 @@ def test_a_file_that_does_not_open_is_read_once_and_reported_every_time(clips, b
     bad = broken["zero_byte"]
     opened = []
 
-    def counting(path, template):
+    def counting(path, template, **settings):
         opened.append(path)
         return VideoReader(path)
 
@@ -210,7 +210,7 @@ def test_the_log_counts_files_and_stops_at_the_share(tmp_path):
 
 def test_a_file_is_opened_once_and_checked_once(clips, monkeypatch):
     opened, read = [], dataset.open_video
-    monkeypatch.setattr(dataset, "open_video", lambda path, template: opened.append(read(path, template)) or opened[-1])
+    monkeypatch.setattr(dataset, "open_video", lambda *args, **kw: opened.append(read(*args, **kw)) or opened[-1])
     data, unchecked = train_clips(clips[:1]), train_clips(clips[:1], check_files=False)
     checks, whole = [], VideoReader.check
     monkeypatch.setattr(VideoReader, "check", lambda reader: checks.append(reader.path) or whole(reader))

@@ -264,6 +264,15 @@ def test_a_file_is_looked_through_once_until_it_changes(tmp_path, monkeypatch):
     assert len(passes) == 2
 
 
+def test_a_file_that_was_counted_before_needs_no_counting(tmp_path):
+    path = write_video(tmp_path / "a.avi", moving_frames(12), codec="mpeg4", options={"bf": "2"})
+    full = decode_all(path)
+    for _ in range(2):
+        with VideoReader(path) as video:
+            assert video.num_frames == 12
+            assert np.array_equal(video.get_frames([11, 4]).numpy(), full[[11, 4]])
+
+
 def test_the_memory_of_tables_is_bounded(tmp_path):
     path = write_video(tmp_path / "a.mp4", moving_frames(12))
     with VideoReader(path) as video:

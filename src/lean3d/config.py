@@ -102,6 +102,10 @@ class DataConfig:
     """dense: num_frames at sampling_rate from a random place. segments: one frame from each of num_frames parts."""
     check_files: bool = True
     """Decode each file whole when a loader process first meets it, so that damage outside the drawn clip is found."""
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    """What decodes video files: PyAV, or TorchCodec where it is installed."""
+    decode_seconds: float = 300.0
+    """A file that takes longer than this to be looked through, or to give one clip, counts as bad."""
     max_bad_share: float = 0.05
     """More than this share of files that can't be decoded stops the run."""
     num_workers: int = 2

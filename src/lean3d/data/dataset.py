@@ -226,7 +226,9 @@ class _Opener:
         if verdict is not None:
             raise DecodeError(path, verdict)
         try:
-            reader = open_video(path, self.data.frame_template)
+            reader = open_video(
+                path, self.data.frame_template, decoder=self.data.decoder, seconds=self.data.decode_seconds
+            )
             if self.data.check_files and key not in self._verdicts:
                 reader.check()  # closes the reader where it fails
         except DecodeError as error:
