@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <atomic>
 #include <condition_variable>
@@ -88,6 +89,8 @@ Pool& pool() {
   return instance;
 }
 
+constexpr size_t LARGE_PAGE = 2 << 20;  // bytes
+
 struct Scratch {
   struct Slot {
     float* data = nullptr;
@@ -118,7 +121,11 @@ float* scratch(int slot, size_t count) {
   if (place.count < count) {
     std::free(place.data);
     place.count = 0;
-    place.data = static_cast<float*>(std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64));
+    const size_t bytes = count * sizeof(float), unit = bytes < LARGE_PAGE ? 64 : LARGE_PAGE;
+    place.data = static_cast<float*>(std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit));
+#ifdef MADV_HUGEPAGE
+    if (place.data && unit == LARGE_PAGE) madvise(place.data, bytes, MADV_HUGEPAGE);
+#endif
     if (!place.data) throw std::bad_alloc();
     place.count = count;
   }
