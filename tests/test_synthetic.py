@@ -77,6 +77,8 @@ def test_without_h264_the_set_is_mpeg4(tmp_path, monkeypatch):
         (lambda root: draw_motion_clip("move-left"), "did you mean moves-left"),
         (lambda root: draw_motion_clip("grows", num_frames=8), "num_frames at least 16"),
         (lambda root: draw_motion_clip("grows", split="val"), "train or test"),
+        (lambda root: draw_motion_clip("grows", difficulty="distractin"), "did you mean distracting"),
+        (lambda root: make_motion_set(root, difficulty="hard"), "no difficulty is named 'hard'"),
     ],
 )
 def test_wrong_arguments_are_named(call, what, tmp_path):
@@ -214,5 +216,40 @@ def test_shape_and_mark_stand_out(split):
 
 
 def test_the_record_names_the_settings(tmp_path):
-    root = make_motion_set(tmp_path, clips_per_class=0, test_clips_per_class=0, seed=9)
-    assert json.loads((root / "motion_set.json").read_text())["seed"] == 9
+    empty = {"clips_per_class": 0, "test_clips_per_class": 0, "seed": 9}
+    record = make_motion_set(tmp_path, **empty) / "motion_set.json"
+    settings = json.loads(record.read_text())
+    assert settings["seed"] == 9 and settings.pop("difficulty") == "plain"
+    record.write_text(json.dumps(settings))
+    make_motion_set(tmp_path, **empty)  # a set from before difficulties
+    with pytest.raises(ConfigError, match="no motion set of these settings"):
+        make_motion_set(tmp_path, **empty, difficulty="degraded")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_difficulties_add_to_the_same_motion(split):
+    """Distractors lie behind the shape and move; a degraded clip is the distracting one with noise and flicker."""
+    for index in range(3):
+        plain, distracting, degraded = (
+            draw_motion_clip("moves-left", split=split, index=index, difficulty=d).astype(int)
+            for d in synthetic.DIFFICULTIES
+        )
+        changed = np.abs(distracting - plain).max(3) > 20
+        assert 0.01 < changed.mean() < 0.2
+        assert (changed[0] & ~changed[-1]).any() and (changed[-1] & ~changed[0]).any(), "they move"
+        noise = degraded - distracting
+        inner = (distracting > 60) & (distracting < 195)  # where nothing is clipped
+        frame_means = np.array([noise[t][inner[t]].mean() for t in range(16)])
+        assert 0.8 * synthetic._NOISE < np.mean([noise[t][inner[t]].std() for t in range(16)]) < 1.4 * synthetic._NOISE
+        assert frame_means.std() > 3, "the light flickers"
+
+
+def test_a_degraded_file_is_compressed_hard(tmp_path):
+    small = {"clips_per_class": 1, "test_clips_per_class": 0, "workers": 1, "size": 48}
+    for difficulty in ("plain", "degraded"):
+        make_motion_set(tmp_path / difficulty, **small, difficulty=difficulty)
+    drawn = draw_motion_clip("grows", size=48, difficulty="degraded")
+    shown = read(tmp_path / "degraded" / "train" / "grows" / "00000.mp4")
+    assert np.abs(shown.astype(int) - drawn).mean() > 6, "the file does not keep the noise"
+    plain = read(tmp_path / "plain" / "train" / "grows" / "00000.mp4")
+    assert np.abs(plain.astype(int) - draw_motion_clip("grows", size=48)).mean() < 6

@@ -17,6 +17,12 @@ The ten classes are five pairs, and the two of a pair are each other played back
 another order. A net that averages over frames can't tell them apart: it gets half of the clips right at the very best,
 if it knows the pair of each, and the swings along the other properties make even that hard. Test clips have shapes,
 hues and speeds that training clips don't.
+
+The set comes in three difficulties, each with what the one before has:
+
+    plain         the shape alone
+    distracting   behind it three small shapes without a mark go one way, turn and grow, each as it likes
+    degraded      the light flickers, the sensor is noisy, and the file is compressed hard
 """
 
 from __future__ import annotations
@@ -38,8 +44,12 @@ from PIL import Image, ImageDraw
 from lean3d.errors import ConfigError, did_you_mean
 
 Split = Literal["train", "test"]
-Job = tuple[Path, str, Split, int, int, int, int, int]
-"""A clip to write: path, class, split, index, size, num_frames, fps, seed."""
+Difficulty = Literal["plain", "distracting", "degraded"]
+Job = tuple[Path, str, Split, int, int, int, int, int, Difficulty]
+"""A clip to write: path, class, split, index, size, num_frames, fps, seed, difficulty."""
+
+DIFFICULTIES: tuple[Difficulty, ...] = ("plain", "distracting", "degraded")
+"""From the easiest to the hardest."""
 
 _ONE_WAY = {
     "moves-left": ("across", -1),
@@ -59,6 +69,13 @@ MOTION_CLASSES: tuple[str, ...] = tuple(sorted((*_ONE_WAY, *_ORDERS)))
 _SWING = {"across": 0.6, "down": 0.6, "angle": 0.6, "size": 0.5}
 """How far a property that is not the class's own goes there and back, relative to one that is."""
 _CALM = 0.5  # the same is multiplied by this in the classes that are hardest to see: turns and orders of events
+_DISTRACTORS = 3
+_NOISE = 14.0  # standard deviation of a degraded clip's pixels, of 255
+_FLICKER = 0.1  # standard deviation of its light, from frame to frame
+_QUALITY = {  # encoder -> options by difficulty
+    "libx264": {"plain": {"preset": "veryfast", "crf": "20"}, "degraded": {"preset": "veryfast", "crf": "36"}},
+    "mpeg4": {"plain": {"q:v": "3"}, "degraded": {"q:v": "20"}},
+}
 _OVERSAMPLE = 3
 _RECORD = "motion_set.json"
 _FORMAT = 2  # grows when the same settings would give other pictures
@@ -73,6 +90,7 @@ def make_motion_set(
     num_frames: int = 16,
     fps: int = 8,
     seed: int = 0,
+    difficulty: Difficulty = "plain",
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -89,6 +107,7 @@ def make_motion_set(
             back is a motion one way.
         fps: Frames per second of the videos.
         seed: Another seed gives another set.
+        difficulty: See the module's text. The shape and its motion are the same in all three.
         workers: Processes that draw and encode (1: this process alone).
         progress: Called with (clips done, clips in all), now and then.
 
@@ -105,7 +124,9 @@ def make_motion_set(
         )
     _check_picture(size, num_frames)
     root = Path(root)
-    _claim(root, {"format": _FORMAT, "size": size, "num_frames": num_frames, "fps": fps, "seed": seed})
+    _check_difficulty(difficulty)
+    settings = {"format": _FORMAT, "size": size, "num_frames": num_frames, "fps": fps, "seed": seed}
+    _claim(root, {**settings, "difficulty": difficulty})
     jobs: list[Job] = []
     numbers: dict[Split, int] = {"train": clips_per_class, "test": test_clips_per_class}
     for split, number in numbers.items():
@@ -117,7 +138,7 @@ def make_motion_set(
                 raise ConfigError(
                     f"{folder} holds more than the set ({min(extra)}, ...); remove it or name a new folder"
                 )
-            jobs += [(path, name, split, index, size, num_frames, fps, seed) for path, index in files]
+            jobs += [(path, name, split, index, size, num_frames, fps, seed, difficulty) for path, index in files]
     missing = [job for job in jobs if not job[0].exists()]
     done = len(jobs) - len(missing)
     report = progress or (lambda done, total: None)
@@ -141,6 +162,7 @@ def draw_motion_clip(
     size: int = 80,
     num_frames: int = 16,
     seed: int = 0,
+    difficulty: Difficulty = "plain",
 ) -> np.ndarray:
     """The frames of one clip, before it is encoded.
 
@@ -151,19 +173,23 @@ def draw_motion_clip(
         size: Height and width in pixels; even, at least 32.
         num_frames: At least 16.
         seed: Of the set.
+        difficulty: See the module's text; a degraded clip's compression is not part of its frames.
 
     Returns:
         uint8 (num_frames, size, size, 3), RGB.
 
     Raises:
-        ConfigError: An unknown class or split, or a number out of its range.
+        ConfigError: An unknown class, split or difficulty, or a number out of its range.
     """
     if name not in MOTION_CLASSES:
         raise ConfigError(f"no motion class is named {name!r}: {did_you_mean(name, MOTION_CLASSES)}")
     if split not in _SHAPES:
         raise ConfigError(f"split must be train or test, got {split!r}")
     _check_picture(size, num_frames)
-    random = np.random.default_rng([seed, list(_SHAPES).index(split), MOTION_CLASSES.index(name), index])
+    _check_difficulty(difficulty)
+    words = [seed, list(_SHAPES).index(split), MOTION_CLASSES.index(name), index]
+    random = np.random.default_rng(words)
+    others = np.random.default_rng([*words, 1])  # its own, so that the shape is the same in all difficulties
     calm = 1.0 if name.startswith(("moves", "grows", "shrinks")) else _CALM
     courses = {key: calm * swing * _course(random, num_frames) for key, swing in _SWING.items()}
     if name in _ONE_WAY:
@@ -184,17 +210,39 @@ def draw_motion_clip(
     background, shape_colour, mark_colour = _colours(random, split, size)
     shapes = _SHAPES[split]
     outline = shapes[random.integers(len(shapes))]
+    distractors = []
+    if difficulty != "plain":
+        distractors = [_distractor(others, shapes, background, num_frames) for _ in range(_DISTRACTORS)]
     frames = np.empty((num_frames, size, size, 3), np.uint8)
     for t in range(num_frames):
         picture = background
+        for corners, colour in distractors:
+            picture = _paint(picture, corners[t] * size, colour)
         if events[t] != "h":
             place = np.array([across[t], down[t]]) * size
             picture = _paint(picture, _moved(outline, place, angle[t], radius[t] * size), shape_colour)
             picture = _paint(picture, _moved(_MARK, place, angle[t], radius[t] * size), mark_colour)
         if events[t] == "f":
             picture = 0.45 * picture + 0.55 * 255
-        frames[t] = picture.round()
+        if difficulty == "degraded":
+            picture = picture * (1 + others.normal(0, _FLICKER)) + others.normal(0, _NOISE, picture.shape)
+        frames[t] = picture.round().clip(0, 255)
     return frames
+
+
+def _distractor(
+    random: np.random.Generator, shapes: list[np.ndarray], background: np.ndarray, num_frames: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """A small shape that goes one way: its corners in each frame, in shares of the picture, and its colour."""
+    start, way = random.uniform(0.1, 0.9, 2), random.uniform(-0.5, 0.5, 2)
+    angle, turn = random.uniform(0, 2 * math.pi), random.uniform(-2, 2)
+    radius, growth = random.uniform(0.06, 0.1), random.uniform(0.6, 1.7)
+    outline = shapes[random.integers(len(shapes))]
+    lightness = background.mean()
+    colour = (lightness + random.choice([-1, 1]) * random.uniform(40, 90) + random.uniform(-30, 30, 3)).clip(0, 255)
+    course = np.linspace(-0.5, 0.5, num_frames)
+    corners = [_moved(outline, (start + way * c) % 1, angle + turn * c, radius * growth**c) for c in course]
+    return corners, colour.astype(np.float32)
 
 
 def _course(random: np.random.Generator, num_frames: int) -> np.ndarray:
@@ -261,11 +309,17 @@ def _check_picture(size: int, num_frames: int) -> None:
         raise ConfigError(f"size must be even and at least 32, num_frames at least 16; got {size} and {num_frames}")
 
 
-def _claim(root: Path, settings: dict[str, int]) -> None:
+def _check_difficulty(difficulty: str) -> None:
+    if difficulty not in DIFFICULTIES:
+        raise ConfigError(f"no difficulty is named {difficulty!r}: {did_you_mean(difficulty, DIFFICULTIES)}")
+
+
+def _claim(root: Path, settings: dict[str, int | str]) -> None:
     """Write the set's settings into an empty root, or find the same ones there."""
     record = root / _RECORD
     if root.is_dir() and any(root.iterdir()):
-        if not record.is_file() or json.loads(record.read_text()) != settings:
+        # a set from before there were difficulties is a plain one
+        if not record.is_file() or {"difficulty": "plain", **json.loads(record.read_text())} != settings:
             raise ConfigError(f"{root} is not empty and holds no motion set of these settings; name a new folder")
         return
     root.mkdir(parents=True, exist_ok=True)
@@ -274,20 +328,23 @@ def _claim(root: Path, settings: dict[str, int]) -> None:
 
 def _write_clip(job: Job) -> None:
     """Draw and encode one clip; the file appears when it is whole."""
-    path, name, split, index, size, num_frames, fps, seed = job
-    frames = draw_motion_clip(name, split=split, index=index, size=size, num_frames=num_frames, seed=seed)
+    path, name, split, index, size, num_frames, fps, seed, difficulty = job
+    frames = draw_motion_clip(
+        name, split=split, index=index, size=size, num_frames=num_frames, seed=seed, difficulty=difficulty
+    )
     unfinished = path.with_suffix(".part")
-    _encode(unfinished, frames, fps)
+    _encode(unfinished, frames, fps, difficulty)
     unfinished.replace(path)
 
 
-def _encode(path: Path, frames: np.ndarray, fps: int) -> None:
+def _encode(path: Path, frames: np.ndarray, fps: int, difficulty: Difficulty = "plain") -> None:
     """Write uint8 (T, H, W, 3) as mp4: H.264 where this PyAV has it, else MPEG-4."""
     try:
         av.codec.Codec("libx264", "w")
-        codec, options = "libx264", {"preset": "veryfast", "crf": "20"}
+        codec = "libx264"
     except av.codec.codec.UnknownCodecError:
-        codec, options = "mpeg4", {"q:v": "3"}
+        codec = "mpeg4"
+    options = _QUALITY[codec]["degraded" if difficulty == "degraded" else "plain"]
     with av.open(str(path), "w", format="mp4") as container:
         stream = cast(av.VideoStream, container.add_stream(codec, rate=Fraction(fps), options=options))
         stream.height, stream.width = frames.shape[1:3]
