@@ -201,6 +201,30 @@ class ViewsConfig:
 
 
 @dataclass(frozen=True)
+class EventConfig:
+    """When a class's scores on a stream are an event."""
+
+    on: float = 0.6
+    """Smoothed score at which an event begins."""
+    off: float = 0.4
+    """Smoothed score below which it ends; at most as much as on."""
+    smooth: float = 0.25
+    """Seconds of scores that are averaged (0: each by itself)."""
+    min_seconds: float = 0.0
+    """Shorter events don't count."""
+    labels: tuple[str, ...] = ()
+    """Classes that make events (default: all)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.off <= self.on <= 1:
+            raise ConfigError(f"on and off must be scores with 0 < off <= on <= 1, got on {self.on}, off {self.off}")
+        if self.smooth < 0 or self.min_seconds < 0:
+            raise ConfigError(
+                f"smooth and min_seconds are seconds, at least 0; got {self.smooth} and {self.min_seconds}"
+            )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Machines, numbers and files."""
 

@@ -4,7 +4,21 @@ source -> grabber (a thread; the latest frame wins) -> Session (one state a stre
        -> smoothing and hysteresis -> events (start, end, label, score) -> JSON lines, overlay
 """
 
+from lean3d.stream.events import Event, EventTracker
+from lean3d.stream.run import Summary, run
 from lean3d.stream.session import Result, Session, StreamPrediction, Watch
 from lean3d.stream.sources import Source, find_source, read_list
 
-__all__ = ["Result", "Session", "Source", "StreamPrediction", "Watch", "find_source", "read_list"]
+__all__ = [
+    "Event",
+    "EventTracker",
+    "Result",
+    "Session",
+    "Source",
+    "StreamPrediction",
+    "Summary",
+    "Watch",
+    "find_source",
+    "read_list",
+    "run",
+]

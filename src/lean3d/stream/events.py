@@ -18,30 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lean3d.config import EventConfig
 from lean3d.errors import ConfigError, did_you_mean
 from lean3d.stream.session import StreamPrediction
-
-
-@dataclass(frozen=True)
-class EventConfig:
-    """When a class's scores are an event."""
-
-    on: float = 0.6
-    """Smoothed score at which an event begins."""
-    off: float = 0.4
-    """Smoothed score below which it ends; at most as much as `on`."""
-    smooth: float = 0.25
-    """Seconds of scores that are averaged (0: each score by itself)."""
-    min_seconds: float = 0.0
-    """Events that are shorter don't count."""
-    labels: tuple[str, ...] = ()
-    """Classes that make events (none named: all)."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.off <= self.on <= 1:
-            raise ConfigError(f"on and off must be scores with 0 < off <= on <= 1, got {self.on} and {self.off}")
-        if self.smooth < 0 or self.min_seconds < 0:
-            raise ConfigError(f"smooth and min_seconds must be at least 0, got {self.smooth} and {self.min_seconds}")
 
 
 @dataclass(frozen=True)
@@ -128,8 +107,13 @@ class EventTracker:
         return self._event(None)
 
     def update(self, prediction: StreamPrediction) -> list[Event]:
-        """The next prediction: the event that ends with it, if one does."""
+        """The next prediction: the event that ends with it, if one does.
+
+        Where the stream began anew, what went on before has ended with what was seen of it.
+        """
         recent = self._recent
+        if recent and recent[-1].stretch != prediction.stretch:
+            return [*self.finish(), *self.update(prediction)]
         recent.append(prediction)
         while len(recent) > 1 and prediction.end - recent[0].end >= self.config.smooth - 1e-6:
             recent.popleft()
@@ -148,7 +132,7 @@ class EventTracker:
         return ended
 
     def finish(self, end: float | None = None) -> list[Event]:
-        """The stream ends, or begins anew: the event that still goes on, if one does.
+        """The stream ends: the event that still goes on, if one does.
 
         Args:
             end: Second of the stream's end; default: that of the last prediction's span.

@@ -13,13 +13,13 @@ import contextlib
 import datetime
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import av
 
 from lean3d.errors import DecodeError
-from lean3d.stream.sampling import Sampler
+from lean3d.stream.sampling import Sampler, longest_gap
 from lean3d.stream.sources import Backlog, NoVideoError, Source, Timed
 
 FIRST_WAIT = 0.5
@@ -92,10 +92,11 @@ class Grabber:
         source: Where frames come from.
         name: Its name, where several sources have the same.
         sampling_rate: Distance of the net's frames, in frames of the source.
-        clip_frames: Frames in the net's clip: after a longer gap the stream begins anew.
+        clip_frames: Frames in the net's clip, for `longest_gap`.
         bell: Is notified when there is something to take; several grabbers share one.
         realtime: Give a file's frames at their times, as a camera would.
         retries: How often a live source is tried again, in a row, before it is given up.
+        tell: Is told of connections that broke off or came back.
 
     Attributes:
         counts: What became of its frames so far.
@@ -117,6 +118,7 @@ class Grabber:
         bell: threading.Condition,
         realtime: bool = False,
         retries: int = 5,
+        tell: Callable[[str], None] | None = None,
     ):
         self.source, self.name = source, name or source.name
         self.counts = Counts()
@@ -127,7 +129,7 @@ class Grabber:
         self.problem: DecodeError | None = None
         self.ended = False
         self._sampling_rate, self._clip_frames, self._bell = sampling_rate, clip_frames, bell
-        self._realtime, self._retries = realtime, retries
+        self._realtime, self._retries, self._tell = realtime, retries, tell or (lambda text: None)
         self._place: Grabbed | None = None
         self._stop = threading.Event()
         self._zero: float | None = None  # monotonic clock at time 0
@@ -181,7 +183,7 @@ class Grabber:
                 with contextlib.closing(self.source.connect()) as connection:
                     self._begin(connection)
                     self._read(connection)
-                if not self.live:
+                if not self.live or self._stop.is_set():
                     return
                 raise DecodeError(self.name, "the connection ended")
             except DecodeError as error:
@@ -191,14 +193,17 @@ class Grabber:
                     raise
                 self.problem = error
             wait = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
+            self._tell(
+                f"{self.name}: {self.problem.reason}; trying again in {wait:g} s ({failures} of {self._retries})"
+            )
             self._stop.wait(wait)
 
     def _begin(self, connection: Timed) -> None:
         self.fps, self.duration, self.live = connection.fps, connection.duration, connection.live
         self.counts.connections += 1
         if self._sampler is None or self._sampler.fps != connection.fps:
-            clip = self._clip_frames * self._sampling_rate / connection.fps
-            self._sampler = Sampler(connection.fps, self._sampling_rate, clip)
+            gap = longest_gap(self._clip_frames, self._sampling_rate, connection.fps)
+            self._sampler = Sampler(connection.fps, self._sampling_rate, gap)
 
     def _read(self, connection: Timed) -> None:
         latest_wins = connection.live or self._realtime
@@ -211,7 +216,9 @@ class Grabber:
             if self._zero is None:
                 self._zero = now
                 self.began = datetime.datetime.now(datetime.UTC) if connection.live else None
-            self.problem = None
+            if self.problem is not None:
+                self.problem = None
+                self._tell(f"{self.name}: connected again")
             self.counts.frames += 1
             self.counts.damaged = damaged + connection.damaged
             self.counts.left_out = left_out + connection.left_out

@@ -32,13 +32,13 @@ class Sampler:
     net    x        xxx          xx
     ```
 
-    Times may be off by half a frame before that changes what is taken. After a gap longer than `max_gap`, which may
-    mean another camera picture or a lost connection, the stream begins anew.
+    Times may be off by half a frame before that changes what is taken. After a gap longer than `max_gap`, as when a
+    connection was lost, the stream begins anew.
 
     Args:
         fps: Frames per second of a video that `sampling_rate` counts frames of.
         sampling_rate: Distance of the net's frames, in such frames.
-        max_gap: Seconds.
+        max_gap: Seconds; see `longest_gap`.
 
     Raises:
         ConfigError: `fps` is not positive or `sampling_rate` below 1.
@@ -75,3 +75,8 @@ class Sampler:
     def state(self) -> dict[str, Any]:
         """Everything that it knows, as plain numbers; `Sampler(**state)` goes on from there."""
         return dict(vars(self))
+
+
+def longest_gap(num_frames: int, sampling_rate: int, fps: float) -> float:
+    """Seconds without a frame over which a stream goes on: the model's clip, and at least one second."""
+    return max(1.0, num_frames * sampling_rate / fps)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,12 @@ from lean3d.blocks import State, map_state, stack_states, state_layout
 from lean3d.config import InputSpec
 from lean3d.data.dataset import decode_size
 from lean3d.data.readers.base import Scaler
-from lean3d.data.readers.video import _orientation
 from lean3d.data.transforms import TestTransform, normalize
 from lean3d.errors import ConfigError, StreamingError
 from lean3d.models import NetStream, VideoNet
 from lean3d.stream.grabber import Grabbed, Grabber, wait_for_frames
-from lean3d.stream.sampling import Sampler
-from lean3d.stream.sources import DEFAULT_FPS, Source, find_source, frame_of
+from lean3d.stream.sampling import Sampler, longest_gap
+from lean3d.stream.sources import DEFAULT_FPS, Source, find_source, frame_of, shown_pixels, shown_size
 
 FORMAT = 1
 """The number of a saved session's layout."""
@@ -54,7 +53,8 @@ class StreamPrediction:
 
     Attributes:
         start, end: The span of the stream that it is about, in seconds: the frames that the head averages over.
-        seen: When the last frame began that had come by then; `seen` - `end` grows with the model's delay.
+        seen: The end of the last frame that had come by then; later than `end` by the model's delay.
+        stretch: How often the stream had begun anew by then, after gaps.
         probabilities: float32 (K,).
         classes: Names of the K classes.
     """
@@ -62,6 +62,7 @@ class StreamPrediction:
     start: float
     end: float
     seen: float
+    stretch: int
     probabilities: torch.Tensor
     classes: tuple[str, ...]
 
@@ -90,8 +91,6 @@ class Result:
         predictions: Those that were due, oldest first; often none, with a net that strides in time.
         frame: As decoded; None at the end of a source.
         time: Seconds since the source's first frame.
-        fresh: Whether the stream began with this frame, or began anew after a gap; `predictions` are then the last
-            ones of what was before.
         grabber: The source's state: counts, lateness, problems.
     """
 
@@ -99,7 +98,6 @@ class Result:
     predictions: tuple[StreamPrediction, ...]
     frame: av.VideoFrame | None
     time: float
-    fresh: bool
     grabber: Grabber
 
 
@@ -109,6 +107,7 @@ class _Stream:
 
     sampler: Sampler
     pushed: int = 0  # frames that came
+    stretch: int = 0  # how often it began anew
     steps: int = 0  # frames that the net got since the beginning, or the last gap
     results: int = 0  # that it gave for them
     times: list[float] = field(default_factory=list)  # of the latest of them
@@ -226,7 +225,7 @@ class Session:
         """The next frame of several streams, which run as one batch where they are equally far.
 
         A frame that the sampling rate leaves out changes nothing. One that comes late stands for those that are
-        missing; after a gap longer than the model's clip the stream begins anew.
+        missing; after a gap longer than the model's clip, and than a second, the stream begins anew.
 
         Args:
             frames: For each stream uint8 (H, W, C), C = 3 (RGB) or 1 (grey), or a frame of PyAV's. Of any size.
@@ -299,6 +298,7 @@ class Session:
         realtime: bool = False,
         retries: int = 5,
         seconds: float | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> Watch:
         """Predictions of one or many sources, as they come: files, cameras, addresses; see `find_source`.
 
@@ -310,6 +310,7 @@ class Session:
             realtime: Take files, too, as if they were live.
             retries: How often in a row a live source is tried again before it is given up.
             seconds: Stop after so long.
+            tell: Is told, in a source's thread, of connections that broke off or came back.
 
         Returns:
             To be iterated over once.
@@ -317,12 +318,13 @@ class Session:
         Raises:
             ConfigError: A source is none, or a number is out of range.
         """
-        return Watch(self, sources, realtime=realtime, retries=retries, seconds=seconds)
+        return Watch(self, sources, realtime=realtime, retries=retries, seconds=seconds, tell=tell)
 
     # ---- the work
 
     def _sampler(self, fps: float) -> Sampler:
-        return Sampler(fps, self.sampling_rate, self.model.input_spec.num_frames * self.sampling_rate / fps)
+        gap = longest_gap(self.model.input_spec.num_frames, self.sampling_rate, fps) if fps > 0 else 0.0
+        return Sampler(fps, self.sampling_rate, gap)
 
     def _advance(self, due: Mapping[str, _Due]) -> dict[str, list[StreamPrediction]]:
         """Give frames to the net, and collect what it says."""
@@ -383,7 +385,7 @@ class Session:
         """A stream's state before its first frame; its clock goes on."""
         stream = self._streams[name]
         self._forget(name)
-        self._streams[name] = _Stream(stream.sampler, stream.pushed)
+        self._streams[name] = _Stream(stream.sampler, stream.pushed, stream.stretch + 1)
         self._groups.append(([name], self._net.init_state()))
 
     def _note(self, name: str, seconds: float) -> None:
@@ -404,6 +406,7 @@ class Session:
             stream.times[max(0, first - gone)],
             stream.times[last - gone] + stream.sampler.interval,
             stream.times[-1] + stream.sampler.interval,
+            stream.stretch,
             logits.float().softmax(-1).cpu(),
             self.classes,
         )
@@ -429,6 +432,7 @@ class Watch:
         realtime: bool,
         retries: int,
         seconds: float | None,
+        tell: Callable[[str], None] | None,
     ):
         if retries < 0 or (seconds is not None and not seconds > 0):
             raise ConfigError(f"retries must be at least 0 and seconds above 0, got {retries} and {seconds}")
@@ -454,6 +458,7 @@ class Watch:
                 bell=self._bell,
                 realtime=realtime,
                 retries=retries,
+                tell=tell,
             )
 
     def stop(self) -> None:
@@ -480,7 +485,7 @@ class Watch:
                     if over or (grabber.ended and not grabber.waiting):
                         del open_ones[name]
                         rest = tuple(self._session.finish(name))
-                        yield Result(name, rest, None, last[name], False, grabber)
+                        yield Result(name, rest, None, last[name], grabber)
         finally:
             for grabber in self.grabbers.values():
                 grabber.close()
@@ -501,7 +506,7 @@ class Watch:
             grabber = self.grabbers[name]
             if grab.repeats:
                 grabber.counts.add_late(now - grab.due, grab.repeats)
-            yield Result(name, tuple(found[name]), grab.frame, grab.time, grab.fresh, grabber)
+            yield Result(name, tuple(found[name]), grab.frame, grab.time, grabber)
 
 
 class _Preparer:
@@ -515,19 +520,12 @@ class _Preparer:
     def __call__(self, frame: Frame) -> torch.Tensor:
         if isinstance(frame, torch.Tensor):
             frame = frame.cpu().numpy()
-        turned = mirrored = upside_down = False
-        if isinstance(frame, av.VideoFrame):
-            turned, mirrored, upside_down = _orientation(frame)
-        else:
+        if not isinstance(frame, av.VideoFrame):
             frame = frame_of(np.asarray(frame))
-        size = (frame.width, frame.height) if turned else (frame.height, frame.width)
-        height, width = decode_size(size, self._spec.size, crop_area=self._crop_area) or size
-        stored = (width, height) if turned else (height, width)
-        pixels = self._scaler(frame, *stored, self._spec.channels)
-        if turned:
-            pixels = pixels.swapaxes(0, 1)
-        pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
-        return self._crop(torch.from_numpy(np.ascontiguousarray(pixels))[None])[0]
+        shown = shown_size(frame)
+        size = decode_size(shown, self._spec.size, crop_area=self._crop_area) or shown
+        pixels = shown_pixels(frame, self._scaler, size, self._spec.channels)
+        return self._crop(torch.from_numpy(pixels)[None])[0]
 
 
 def _stream_of(net: VideoNet) -> NetStream:

@@ -20,8 +20,9 @@ from typing import IO, Protocol
 import av
 import numpy as np
 
-from lean3d.data.readers.base import FORMATS
-from lean3d.data.readers.video import _is_cut_off
+from lean3d.data.readers.base import FORMATS, Scaler
+from lean3d.data.readers.table import is_cut_off
+from lean3d.data.readers.video import _orientation
 from lean3d.errors import ConfigError, DecodeError
 
 DEFAULT_FPS = 25.0
@@ -253,7 +254,7 @@ class Connection:
                     seconds -= first
                 count += 1
                 yield frame, seconds
-            if self._path is not None and _is_cut_off(self._path):
+            if self._path is not None and is_cut_off(self._path):
                 raise DecodeError(self.name, "the file is cut off")
             if not count:
                 raise DecodeError(self.name, "no frames in the video stream")
@@ -401,6 +402,29 @@ def frame_of(pixels: np.ndarray) -> av.VideoFrame:
     channels = pixels.shape[-1]
     pixels = np.ascontiguousarray(pixels)
     return av.VideoFrame.from_ndarray(pixels[..., 0] if channels == 1 else pixels, format=FORMATS[channels])
+
+
+def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """Height and width of a frame as it is shown, turned as its display matrix says."""
+    turned = _orientation(frame)[0]
+    return (frame.width, frame.height) if turned else (frame.height, frame.width)
+
+
+def shown_pixels(frame: av.VideoFrame, scaler: Scaler, size: tuple[int, int], channels: int) -> np.ndarray:
+    """A frame as it is shown, in another size: uint8 (H, W, C), with its own memory.
+
+    Args:
+        frame: As decoded.
+        scaler: Reused from frame to frame.
+        size: Height and width.
+        channels: 3 for RGB, 1 for grey.
+    """
+    turned, mirrored, upside_down = _orientation(frame)
+    stored = (size[1], size[0]) if turned else size
+    pixels = scaler(frame, *stored, channels)
+    if turned:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1].copy()
 
 
 def _without_password(address: str) -> str:
