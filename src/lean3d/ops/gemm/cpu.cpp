@@ -28,10 +28,16 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
                                                 int64_t jump, int64_t k, const float* __restrict panel, float* c,
                                                 int64_t ldc, const Epilogue& epilogue, const float* soon) {
   vec sum[ROWS][V];
-#pragma GCC unroll 16
-  for (int i = 0; i < ROWS; ++i)
+  const bool one_bias = epilogue.bias && epilogue.bias_stride == 0;  // sums start from it
 #pragma GCC unroll 3
-    for (int v = 0; v < V; ++v) sum[i][v] = vec{};
+  for (int v = 0; v < V; ++v) {
+    const vec start = one_bias ? load(epilogue.bias + v * LANES, tail(columns - v * LANES)) : vec{};
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+      sum[i][v] = start;
+      __builtin_prefetch(c + i * ldc + v * LANES, 1);
+    }
+  }
   for (int p = 0; p < num_taps; ++p) {
     const float* __restrict a = taps[p];
     const float* __restrict a2 = a + jump;
@@ -54,26 +60,29 @@ inline __attribute__((always_inline)) void tile(int columns, const float* const*
 #pragma GCC unroll 3
   for (int v = 0; v < V; ++v) {
     const int left = columns - v * LANES;
-    if (left <= 0) break;
-    const bool whole = left >= LANES;
-    const mask m = tail(left);
     const int64_t at = v * LANES;
+    const mask m = tail(left);
+    const auto add = [&](const float* from, int64_t stride) {
+      if (left >= LANES) {
 #pragma GCC unroll 16
-    for (int i = 0; i < ROWS; ++i) {
-      vec y = sum[i][v];
-      if (epilogue.bias) {
-        const float* b = epilogue.bias + i * epilogue.bias_stride + at;
-        y += whole ? load(b) : load(b, m);
+        for (int i = 0; i < ROWS; ++i) sum[i][v] += load(from + i * stride + at);
+      } else {
+#pragma GCC unroll 16
+        for (int i = 0; i < ROWS; ++i) sum[i][v] += load(from + i * stride + at, m);
       }
-      if (epilogue.residual) {
-        const float* r = epilogue.residual + i * epilogue.residual_stride + at;
-        y += whole ? load(r) : load(r, m);
-      }
-      if (epilogue.relu) y = relu(y);
-      if (whole)
-        store(c + i * ldc + at, y);
-      else
-        store(c + i * ldc + at, y, m);
+    };
+    if (epilogue.bias && !one_bias) add(epilogue.bias, epilogue.bias_stride);
+    if (epilogue.residual) add(epilogue.residual, epilogue.residual_stride);
+    if (epilogue.relu) {
+#pragma GCC unroll 16
+      for (int i = 0; i < ROWS; ++i) sum[i][v] = relu(sum[i][v]);
+    }
+    if (left >= LANES) {
+#pragma GCC unroll 16
+      for (int i = 0; i < ROWS; ++i) store(c + i * ldc + at, sum[i][v]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < ROWS; ++i) store(c + i * ldc + at, sum[i][v], m);
     }
   }
 }
