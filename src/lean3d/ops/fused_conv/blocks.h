@@ -52,24 +52,24 @@ inline Places merged(Places p, bool frames_too) {
   return p;
 }
 
-// Input of the next block, which comes from memory while this one is computed: some lines with each tile.
+// Input of the next block, which comes from memory while this one is computed: a line with each step of a product.
 struct Ahead {
   const float* at;
   int64_t runs, run, step;  // runs of adjacent floats, from the start of one to the next
-  int64_t per_tile;         // lines
   int64_t done;             // floats of the current run
 };
 
-inline void prefetch(Ahead& ahead) {
-  for (int64_t i = 0; i < ahead.per_tile && ahead.runs > 0; ++i) {
-    __builtin_prefetch(ahead.at + ahead.done, 0, 2);
-    ahead.done += 16;
-    if (ahead.done >= ahead.run) {
-      ahead.done = 0;
-      ahead.at += ahead.step;
-      --ahead.runs;
-    }
+// Where the next `lines` are; null: all are there.
+inline const float* next_lines(Ahead& ahead, int64_t lines) {
+  if (ahead.runs <= 0) return nullptr;
+  const float* found = ahead.at + ahead.done;
+  ahead.done += 16 * lines;
+  while (ahead.runs > 0 && ahead.done >= ahead.run) {
+    ahead.done = 0;
+    ahead.at += ahead.step;
+    --ahead.runs;
   }
+  return found;
 }
 
 // One panel of the product for a block, whose first output place is `place`, and `bias_place` among the bias rows,
@@ -93,7 +93,6 @@ inline void product(const Places& block, const float* base, const int64_t* taps,
       const int64_t count = p.columns / tiles + (tile < p.columns % tiles);
       const float* from = base + in_at(row) + column * p.in_column;
       for (int i = 0; i < num_taps; ++i) bases[i] = from + taps[i];
-      prefetch(ahead);
       const int64_t at = (place + out_at(row) + column) * ldc + first_channel;
       if (out.bias) e.bias = out.bias + first_channel + (bias_at(row) + column) * out.bias_stride;
       if (out.residual) e.residual = out.residual + at;
@@ -101,7 +100,8 @@ inline void product(const Places& block, const float* base, const int64_t* taps,
         gemm_tile_pair(static_cast<int>(count), columns, bases, num_taps, p.in_column, in_at(row + 1) - in_at(row), k,
                        panel, out.y + at, ldc, e);
       else
-        gemm_tile(static_cast<int>(count), columns, bases, num_taps, p.in_column, k, panel, out.y + at, ldc, e);
+        gemm_tile(static_cast<int>(count), columns, bases, num_taps, p.in_column, k, panel, out.y + at, ldc, e,
+                  next_lines(ahead, num_taps * k));
       column += count;
     }
     row += pair ? 2 : 1;

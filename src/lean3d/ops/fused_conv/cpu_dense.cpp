@@ -62,10 +62,7 @@ void conv_direct(const float* x, const float* packed, float* y, const ConvShape&
                end_frame(next) - n0,
                (end - begin) * width * s.c,
                s.h * s.w * s.c,
-               0,
                0};
-      const int64_t tiles = (b.t1 - b.t0) * (b.h1 - b.h0) * ceil_div(b.w1 - b.w0, gemm_mr()) * (b.j1 - b.j0);
-      ahead.per_tile = ceil_div(ahead.runs * ahead.run, 16 * tiles);
     }
     int64_t taps[MAX_TAPS];
     const int64_t together = s.kt == 1 && !s.pt ? b.t1 - b.t0 : 1;  // output frames with the same taps
