@@ -79,7 +79,7 @@ class DataConfig:
     format: Literal["auto", "folders", "csv", "kinetics", "something", "ucf101", "hmdb51", "jester"] = "auto"
     """How the labels are written down; auto looks at the root."""
     videos: str | None = None
-    """The folder that relative paths start from (default: where the annotation file lies)."""
+    """The folder or object store that relative paths start from (default: where the annotation file lies)."""
     where: dict[str, str] = field(default_factory=dict)
     """Only rows of the CSV in which these columns have these values, as COLUMN VALUE pairs."""
     label_column: str = "label"
@@ -106,6 +106,10 @@ class DataConfig:
     """What decodes video files: PyAV, or TorchCodec where it is installed."""
     decode_seconds: float = 300.0
     """A file that takes longer than this to be looked through, or to give one clip, counts as bad."""
+    shard_cache: str | None = None
+    """The folder for shards from an object store (default: in the user's cache)."""
+    shard_cache_gb: float = 100.0
+    """Gigabytes of them that are kept."""
     max_bad_share: float = 0.05
     """More than this share of files that can't be decoded stops the run."""
     num_workers: int = 2

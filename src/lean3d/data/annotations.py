@@ -11,11 +11,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lean3d.config import DataConfig
 from lean3d.data.readers import PICTURES
+from lean3d.data.shards import is_address
 from lean3d.errors import DataError
 
 VIDEOS = frozenset(
@@ -223,6 +224,8 @@ def read_csv(root: Path, config: DataConfig) -> Annotations | None:
         values = "; ".join(f"{name}: {', '.join(_values(tables, name)[:8])}" for name in config.where)
         raise DataError(f"no row of {root} fits data.where {config.where}; there is {values or 'no row at all'}")
     source = str(root if len(tables) > 1 else next(iter(tables)))
+    if config.videos and is_address(config.videos):
+        rows = [replace(row, path=f"{config.videos.rstrip('/')}/{row.path}") for row in rows]
     base = _base(config, root if root.is_dir() else root.parent)
     return Annotations(tuple(rows), base, source, own_groups=any(row.group for row in rows))
 

@@ -23,6 +23,7 @@ from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data.manifest import Clip
 from lean3d.data.readers import Reader, open_video
 from lean3d.data.sampling import dense_indices, segment_indices, view_indices
+from lean3d.data.shards import ShardCache
 from lean3d.data.transforms import TestTransform, TrainTransform
 from lean3d.errors import DataError, DecodeError, TooManyBadFilesError
 
@@ -117,6 +118,7 @@ class TrainClips(Dataset[Sample]):
         self.seed = seed
         self.transform = TrainTransform(augment, spec, tuple(classes))
         self._opener = _Opener(data)
+        self.shards = self._opener.shards
 
     def __len__(self) -> int:
         return len(self.table)
@@ -217,6 +219,7 @@ class _Opener:
 
     def __init__(self, data: DataConfig):
         self.data = data
+        self.shards = ShardCache(data.shard_cache, data.shard_cache_gb)
         self._verdicts: dict[int, str | None] = {}  # by the path's hash: paths themselves would take much memory
 
     def open(self, path: str) -> Reader:
@@ -227,7 +230,11 @@ class _Opener:
             raise DecodeError(path, verdict)
         try:
             reader = open_video(
-                path, self.data.frame_template, decoder=self.data.decoder, seconds=self.data.decode_seconds
+                path,
+                self.data.frame_template,
+                decoder=self.data.decoder,
+                seconds=self.data.decode_seconds,
+                shards=self.shards,
             )
             if self.data.check_files and key not in self._verdicts:
                 reader.check()  # closes the reader where it fails

@@ -5,6 +5,14 @@ A training batch has a place (epoch, step) and nothing else decides what is in i
     epoch e   permutation of all clips, from (seed, e)
     step  k   permutation[k*B : (k+1)*B]              the batch over all ranks
     rank  r   permutation[k*B : (k+1)*B][r::world]    what this process loads
+
+Clips in shards are not permuted freely, or each batch would open as many shards as it has clips. Their shards are
+permuted, and the clips within each; the row that this makes is cut into B lanes of equal length, and each place in a
+batch goes along its own lane. So a process has B / world shards in hand at a time, other processes have others, and
+what is in a batch still depends on nothing but its place:
+
+    row       shard 4          shard 0          shard 7          shard 2 ...
+    lanes     |0 1 2 3 4 5 6 7 8|0 1 2 3 4 5 6 7 8|0 1 2 ...                   step k takes the k-th of each lane
 """
 
 from __future__ import annotations
@@ -12,7 +20,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +30,11 @@ from torch.utils.data import DataLoader, Sampler
 from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data.dataset import BadFile, Sample, TestClips, TrainClips
 from lean3d.data.manifest import Clip
+from lean3d.data.shards import ShardCache, is_address, shards_of
 from lean3d.errors import ConfigError, DataError, TooManyBadFilesError
+
+AHEAD = 16
+"""Batches ahead of the loader's processes for which shards are fetched from an object store."""
 
 TEST_BATCH_BYTES = 64 * 2**20
 """Pixels in one test batch; videos with many views come in smaller batches."""
@@ -53,13 +65,25 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         seed: The run's seed, at least 0.
         rank: This process, in [0, world).
         world: Processes.
+        shards: int64 (num_clips,), the number of each clip's shard; None: clips are files of their own.
+        coming: Is told the indices of each batch of this rank `AHEAD` batches before it is due.
 
     Raises:
         ConfigError: There are fewer clips than a batch has, the ranks' parts would differ in size, or the seed is
             negative.
     """
 
-    def __init__(self, num_clips: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        num_clips: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        shards: np.ndarray | None = None,
+        coming: Callable[[np.ndarray], None] | None = None,
+    ):
         if batch_size < 1 or batch_size % world:
             raise ConfigError(
                 f"the batch size must be a positive multiple of the number of processes ({world}), got {batch_size}; "
@@ -77,6 +101,8 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world = world
+        self.shards = shards
+        self.coming = coming
         self.epoch = 0
         self.start = 0
 
@@ -89,10 +115,27 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[list[tuple[int, int]]]:
         """The batches of `epoch` from step `start` on."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips)
+        order = self._order(epoch)
+
+        def mine(step: int) -> np.ndarray:
+            return order[step * self.batch_size : (step + 1) * self.batch_size][self.rank :: self.world]
+
+        due = start  # the first batch that was not announced yet
         for step in range(start, len(self)):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [(epoch, int(index)) for index in batch[self.rank :: self.world]]
+            while self.coming is not None and due < min(step + AHEAD + 1, len(self)):
+                self.coming(mine(due))
+                due += 1
+            yield [(epoch, int(index)) for index in mine(step)]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The clips of an epoch, batch after batch."""
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(self.num_clips)
+        if self.shards is None:
+            return order
+        place = random.permutation(int(self.shards.max()) + 1)  # of each shard in the row
+        row = order[np.argsort(place[self.shards[order]], kind="stable")]
+        return row[: len(self) * self.batch_size].reshape(self.batch_size, len(self)).T.ravel()
 
 
 class TrainLoader(DataLoader[Sample]):
@@ -157,7 +200,11 @@ def train_loader(
         DataError: No clip has a label.
     """
     dataset = TrainClips(clips, classes, data, spec, augment, seed)
-    sampler = TrainSampler(len(dataset), batch_size, seed, rank, world)
+    packed = shards_of(dataset.table.path(index) for index in range(len(dataset)))
+    coming = _Fetch(dataset.shards, *packed) if packed and any(map(is_address, packed[1])) else None
+    sampler = TrainSampler(
+        len(dataset), batch_size, seed, rank, world, shards=packed[0] if packed else None, coming=coming
+    )
     return TrainLoader(
         dataset, batch_sampler=sampler, collate_fn=_Collate(dataset.shape), **_workers(data.num_workers, pin_memory)
     )
@@ -206,6 +253,21 @@ def test_loader(
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]  # its name looks like a test's to pytest
+
+
+class _Fetch:
+    """Begins to fetch the shards of batches to come; called in the main process."""
+
+    def __init__(self, cache: ShardCache, numbers: np.ndarray, names: Sequence[str]):
+        self.cache = cache
+        self.numbers = numbers
+        self.names = names
+        self._before: set[int] = set()
+
+    def __call__(self, indices: np.ndarray) -> None:
+        now = set(self.numbers[indices].tolist())
+        self.cache.prefetch([self.names[number] for number in sorted(now - self._before)])
+        self._before = now
 
 
 class _Collate:

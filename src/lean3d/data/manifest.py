@@ -14,6 +14,7 @@ from typing import Literal
 
 from lean3d.config import DataConfig
 from lean3d.data.annotations import Annotations, Row, natural, read_annotations
+from lean3d.data.shards import is_address, member_of
 from lean3d.errors import ConfigError, DataError
 
 Split = Literal["train", "val", "test"]
@@ -121,7 +122,7 @@ def settle(found: Annotations, config: DataConfig, *, strict: bool = True) -> Ma
     if strict:
         _check_classes(rows, found.source)
     number: dict[str | None, int] = {name: i for i, name in enumerate(classes)} | {None: -1}
-    clips = [Clip(str(Path(found.base, r.path)), number[r.label], r.split or "train", r.group) for r in rows]
+    clips = [Clip(_place(found.base, r.path), number[r.label], r.split or "train", r.group) for r in rows]
     return Manifest(classes, tuple(sorted(clips, key=lambda clip: clip.path)), found.source)
 
 
@@ -157,7 +158,7 @@ def _without_repeats(found: Annotations) -> list[Row]:
     """Rows sorted by path, each path once; the same path with another label or split is an error."""
     rows: dict[str, Row] = {}
     for row in sorted(found.rows, key=lambda row: row.path):
-        row = replace(row, path=os.path.normpath(row.path))
+        row = row if is_address(row.path) else replace(row, path=os.path.normpath(row.path))
         other = rows.setdefault(row.path, row)
         if other.split != row.split:
             raise DataError(f"{row.path} is in two splits, {other.split} and {row.split}, in {found.source}")
@@ -166,13 +167,21 @@ def _without_repeats(found: Annotations) -> list[Row]:
     return list(rows.values())
 
 
+def _place(base: Path, path: str) -> str:
+    """Where a clip lies, absolute."""
+    return path if is_address(path) else str(Path(base, path))
+
+
 def _check_files(rows: list[Row], base: Path) -> None:
-    """A few missing files are bad files of the run; if all of a sample are missing, the folder is the wrong one."""
-    sample = rows[:: max(len(rows) // 50, 1)]
-    if not any(Path(base, row.path).exists() for row in sample):
-        first = Path(base, sample[0].path)
+    """A few missing files are bad files of the run; if all of a sample are missing, the folder is the wrong one.
+
+    What lies in an object store is not asked for here.
+    """
+    sample = [_place(base, row.path) for row in rows[:: max(len(rows) // 50, 1)]]
+    files = [Path(member.shard if (member := member_of(path)) else path) for path in sample if not is_address(path)]
+    if files and not any(file.exists() for file in files):
         raise DataError(
-            f"the clips are not where the labels say: {first} does not exist; set data.videos to their folder"
+            f"the clips are not where the labels say: {files[0]} does not exist; set data.videos to their folder"
         )
 
 
