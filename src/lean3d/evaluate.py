@@ -307,11 +307,8 @@ def run(
     classes, recipe = first.classes, first.recipe
     for member in members[1:]:
         _check_same_classes(first, member)
-    config = _data_config(None if recipe is None else recipe.data, data or {})
     views = views or (recipe.test if recipe else ViewsConfig())
-    manifest = read_manifest(config)
-    split, clips = _select(manifest, split)
-    clips = _relabel(clips, manifest.classes, classes)
+    config, manifest, split, clips = clips_to_test(first, data or {}, split)
 
     if fast and precision != "fp32":
         raise ConfigError(f"fast computes in fp32, got precision {precision}: leave one of them out")
@@ -336,22 +333,47 @@ def run(
     about: dict[str, Any] = {
         "command": command or shlex.join(sys.argv),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "checkpoint": _describe(first),
-        "data": {"config": to_dict(config), "split": split, "digest": manifest.digest(), "source": manifest.source},
+        "checkpoint": describe_checkpoint(first),
+        "data": describe_data(config, manifest, split),
         "views": to_dict(views),
         "precision": precision,
         "fast": fast,
         "device": str(where),
-        "versions": _versions(),
+        "versions": versions(),
     }
     if others:
         about["ensemble"] = [
-            {**_describe(member), "metrics": results_from_scores(scores, classes).metrics()}
+            {**describe_checkpoint(member), "metrics": results_from_scores(scores, classes).metrics()}
             for member, scores in zip(members, parts, strict=True)
         ]
     folder = Path(out) if out is not None else results_folder(first.path, others)
     write_results(folder, results, [clip.path for clip in clips], about)
     return results
+
+
+def clips_to_test(
+    checkpoint: checkpoints.Checkpoint, data: Mapping[str, Any], split: Split | None
+) -> tuple[DataConfig, Manifest, Split, tuple[Clip, ...]]:
+    """The videos to test a model on, with its own labels.
+
+    Args:
+        checkpoint: The model.
+        data: Fields of `DataConfig` that differ from its recipe's.
+        split: Default: test where there is such a split, else val.
+
+    Raises:
+        ConfigError: A field is unknown, or the checkpoint has no recipe and `data` no root.
+        DataError: The split is empty, or has classes that the model does not know.
+    """
+    config = _data_config(checkpoint.recipe.data if checkpoint.recipe else None, data)
+    manifest = read_manifest(config)
+    split, clips = _select(manifest, split)
+    return config, manifest, split, _relabel(clips, manifest.classes, checkpoint.classes)
+
+
+def describe_data(config: DataConfig, manifest: Manifest, split: Split) -> dict[str, Any]:
+    """What was tested on, as plain JSON data."""
+    return {"config": to_dict(config), "split": split, "digest": manifest.digest(), "source": manifest.source}
 
 
 def results_folder(checkpoint: Path, others: Sequence[str | Path] = ()) -> Path:
@@ -480,7 +502,8 @@ def _check_same_classes(first: checkpoints.Checkpoint, other: checkpoints.Checkp
         )
 
 
-def _describe(member: checkpoints.Checkpoint) -> dict[str, Any]:
+def describe_checkpoint(member: checkpoints.Checkpoint) -> dict[str, Any]:
+    """Which model was tested, as plain JSON data."""
     return {
         "path": str(member.path.resolve()),
         "sha256": _sha256(member.path),
@@ -521,6 +544,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of lean3d and of what its numbers depend on."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "av", "numpy")}
     return {"lean3d": __version__, "python": platform.python_version(), **packages}

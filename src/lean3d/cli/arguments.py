@@ -122,7 +122,10 @@ class Eval:
     """Compile the model for this machine's CPU first: the same scores, but for rounding, in less time."""
     batch_size: int = 16
     """Largest number of videos that are loaded at once."""
+    stream: bool = False
+    """Test it frame by frame, as on a stream: how soon it is right, and events on long videos joined from the clips."""
     views: ViewsConfig = field(default_factory=ViewsConfig)
+    events: EventConfig = field(default_factory=EventConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
 

@@ -10,7 +10,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lean3d import recipes
 from lean3d.cli import show
@@ -38,6 +38,7 @@ from lean3d.errors import ConfigError, DecodeError, did_you_mean
 
 if TYPE_CHECKING:
     from lean3d.bench.nets import Net
+    from lean3d.checkpoint import Checkpoint
 
 
 def train(argv: Sequence[str]) -> int:
@@ -75,14 +76,17 @@ def evaluate(argv: Sequence[str]) -> int:
 
     found = checkpoint.load(args.run)
     recipe = found.recipe or TrainConfig()
-    args = parse(Eval, argv, dataclasses.replace(args, views=recipe.test, data=recipe.data))
+    args = parse(Eval, argv, Eval(args.run, views=recipe.test, data=recipe.data))
     before = to_dict(recipe.data)
     changes = {key: value for key, value in to_dict(args.data).items() if value != before[key]}
+    changes |= {"root": args.root} if args.root else {}
+    if args.stream:
+        return _evaluate_stream(args, found, changes, shlex.join(["lean3d", "eval", *argv]))
     folder = Path(args.out) if args.out else room.results_folder(found.path, args.others)
     results = room.run(
         args.run,
         args.others,
-        data=changes | ({"root": args.root} if args.root else {}),
+        data=changes,
         split=args.split,
         views=args.views,
         batch_size=args.batch_size,
@@ -334,6 +338,44 @@ def _prepare(args: Prepare) -> int:
         out.print(f"... and {len(done.bad) - 5} more bad files; all are in bad_files.csv", style="red")
     out.print(f"\ntrain on it  lean3d train {shlex.quote(str(done.root))}", soft_wrap=True)
     return 1 if done.bad else 0
+
+
+def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], command: str) -> int:
+    """Test a model frame by frame."""
+    if args.others or args.precision != "fp32":
+        raise ConfigError("--stream tests one model, in fp32: leave --with and --precision out")
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from lean3d import evaluate as room
+    from lean3d.stream import Session
+    from lean3d.stream import evaluate as streams
+
+    config, manifest, split, clips = room.clips_to_test(found, changes, args.split)
+    session = Session(found, device=args.device, fast=args.fast)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("clips, then joined")
+        results = streams.evaluate(
+            session,
+            clips,
+            frame_template=config.frame_template,
+            events=args.events,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    about = {
+        "command": command,
+        "checkpoint": room.describe_checkpoint(found),
+        "data": room.describe_data(config, manifest, split),
+        "events": to_dict(args.events),
+        "fast": args.fast,
+        "versions": room.versions(),
+    }
+    path = streams.write(results, Path(args.out or found.path.parent) / "stream.json", about)
+    out.print(results.table())
+    for file in results.bad[:5]:
+        out.print(f"bad: {file.path}: {file.reason}", style="red", soft_wrap=True, markup=False)
+    out.print(f"\nresults  {path}", soft_wrap=True)
+    return 0
 
 
 def _is_recipe(word: str) -> bool:
