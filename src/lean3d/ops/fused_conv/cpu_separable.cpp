@@ -234,7 +234,8 @@ void conv_stage_two(const float* x, const TemporalProduct& first, const float* w
   }
   const int64_t bands = ceil_div(all_rows, band), by_frames = ceil_div(all_frames, frames);
   const int64_t zero_tap = 0;
-  parallel(s.n * by_frames * bands, threads, [&](int64_t piece, int) {
+  const int64_t pieces = s.n * by_frames * bands;
+  parallel(pieces, threads, [&](int64_t piece, int) {
     const int64_t n = piece / (by_frames * bands), t0 = piece / bands % by_frames * frames;
     const int64_t t1 = std::min(all_frames, t0 + frames), begin = piece % bands * band;
     const int64_t end = std::min(all_rows, begin + band);
@@ -267,6 +268,12 @@ void conv_stage_two(const float* x, const TemporalProduct& first, const float* w
       const Places places{t1 - t0, h1 - h0, s.wo, count * step, s.wo * step, step, shrinks ? count : s.ho * s.wo, s.wo};
       const int64_t at = shrinks ? 0 : ((n * s.to + t0) * s.ho + h0) * s.wo;
       Ahead ahead{};
+      if (!first.packed && piece + threads < pieces) {  // what the next block reads comes from memory meanwhile
+        const int64_t next = piece + threads, t = next / bands % by_frames * frames * s.st - s.pt;
+        const int64_t r0 = std::max<int64_t>(0, next % bands * band * s.sh - s.ph), row = s.w * s.c;
+        ahead = {x + ((next / (by_frames * bands) * s.t + std::max<int64_t>(0, t)) * s.h + r0) * row, frames * s.st,
+                 std::min(s.h - r0, rows * s.sh + s.kh - 1) * row, s.h * row, 0};
+      }
       for (int64_t j = 0; j < s.o; j += gemm_nr())
         product(places, middle, &zero_tap, 1, s.c, packed + j * s.c, j, at, 0, out, ahead);
       if (!shrinks) continue;
