@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,37 @@ def test_a_process_that_dies_is_an_answer(tmp_path):
     finally:
         one.close()
     assert not one._process.is_alive()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks Linux which processes there are")
+def test_a_worker_ends_with_the_process_that_wanted_its_answers(tmp_path):
+    """Even when that was killed, and computing goes on for minutes."""
+    (tmp_path / "bench.py").write_text(
+        "import pathlib, sys, time\n"
+        "from lean3d.bench import worker\n"
+        "from lean3d.bench.runtimes import Task\n"
+        "if __name__ == '__main__':\n"
+        "    one = worker.Worker('machine', Task(pathlib.Path(sys.argv[1]), 1))\n"
+        "    one.start_preparing()\n"
+        "    print(one._process.pid, flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    bench = subprocess.Popen([sys.executable, tmp_path / "bench.py", tmp_path], stdout=subprocess.PIPE, text=True)
+    with bench:
+        pid = int(bench.stdout.readline())
+        bench.kill()
+    end = time.monotonic() + 60
+    while process_exists(pid):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def process_exists(pid: int) -> bool:
+    """Whether it runs; one that ended and that nobody asked for has state Z."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_what_cant_be_prepared_has_its_reason():

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ class Worker:
 def _serve(pipe: Connection, runtime: str, task: Task, log: Path) -> None:
     """The far end: answer questions until the near end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the near end says when it is over
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):  # libraries write to the descriptors
             stream.flush()
@@ -168,6 +170,14 @@ def _serve(pipe: Connection, runtime: str, task: Task, log: Path) -> None:
         except EOFError:
             return
         pipe.send(answers[question](*arguments))
+
+
+def _end_with_parent() -> None:
+    """A near end that was killed leaves nobody who would want an answer, which may be minutes away."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _prepare(name: str, make: Callable[[], Call], ready: dict[str, Call]) -> Prepared:
