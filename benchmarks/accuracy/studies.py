@@ -1,0 +1,366 @@
+"""The tables of the study, as lists. A table's rows are its nets x tasks x shares x seeds; two tables may share rows.
+
+Every net is trained alike: the recipe `light` (its optimizer, schedule, augmentation), the same clips of the same size,
+the same epochs. A `Net` has a width, or another net as `as_costly_as`: then its width is the one at which it needs as
+many multiplications under the fast algorithm as that one, on a clip of the lips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tasks import TASKS, Task
+
+from lean3d.config import ModelConfig, Scalar, TrainConfig, from_dict, to_dict
+from lean3d.models import cost, create_model
+from lean3d.recipes import get_recipe
+from lean3d.recipes.papers import study
+
+EPOCHS = {100: 40, 50: 50, 25: 60, 10: 80}
+"""By the share of the training clips; fewer clips are shown more often, each net alike."""
+SEEDS = (0, 1, 2)
+WIDTH = 0.25
+
+
+@dataclass(frozen=True)
+class Net:
+    """A net of the study."""
+
+    label: str
+    """As tables name it; labels are unique in the study."""
+    model: str
+    options: dict[str, Scalar] = field(default_factory=dict)
+    width: float = WIDTH
+    as_costly_as: Net | None = None
+
+
+@dataclass(frozen=True)
+class Trick:
+    """A change of the recipe, by the path of each setting."""
+
+    label: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A question and the rows that answer it."""
+
+    name: str
+    question: str
+    nets: tuple[Net, ...]
+    tasks: tuple[str, ...]
+    shares: tuple[int, ...] = (100,)
+    seeds: tuple[int, ...] = SEEDS
+    tricks: tuple[Trick, ...] = (Trick("light"),)
+    choice: bool = False
+    """Variants that something is to be chosen from: they have results on val, and never read a test clip."""
+
+    def rows(self) -> list[Row]:
+        """All rows, those of one comparison beside each other."""
+        return [
+            Row(net, TASKS[task], share, seed, trick, not self.choice)
+            for seed in self.seeds
+            for task in self.tasks
+            for share in self.shares
+            for trick in self.tricks
+            for net in self.nets
+        ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training and its test."""
+
+    net: Net
+    task: Task
+    share: int
+    seed: int
+    trick: Trick
+    tested: bool
+
+    @property
+    def name(self) -> str:
+        """As ``--only`` matches it: task/share/net/recipe/seed."""
+        return f"{self.task.name}/{self.share}/{self.net.label}/{self.trick.label}/{self.seed}"
+
+    def config(self) -> TrainConfig:
+        """The training, without the places of files."""
+        base = get_recipe("light")
+        task = self.task
+        model = ModelConfig(
+            name=self.net.model,
+            num_frames=task.num_frames,
+            sampling_rate=task.sampling_rate,
+            size=task.size,
+            in_channels=task.channels,
+            width=width_of(self.net),
+            dropout=base.model.dropout,
+            options=self.net.options,
+        )
+        config = dataclasses.replace(
+            base,
+            model=model,
+            data=dataclasses.replace(base.data, val_share=0.0, num_workers=0),
+            optim=dataclasses.replace(base.optim, epochs=EPOCHS[self.share]),
+            test=dataclasses.replace(base.test, num_clips=task.num_clips),
+            run=dataclasses.replace(base.run, seed=self.seed),
+        )
+        plain = to_dict(config)
+        for path, value in self.trick.changes.items():
+            part, name = path.split(".")
+            # a factor of the epochs, so that one trick serves all shares
+            plain[part][name] = round(plain[part][name] * value) if path == "optim.epochs" else value
+        return from_dict(TrainConfig, plain)
+
+
+def width_of(net: Net) -> float:
+    """The width multiplier of a net."""
+    if net.as_costly_as is None:
+        return net.width
+    other = net.as_costly_as
+    target = multiplications(other.model, tuple(other.options.items()), width_of(other))
+    widths = [number / 64 for number in range(1, 129)]
+
+    def needs(width: float) -> int:
+        return multiplications(net.model, tuple(net.options.items()), width)
+
+    low, high = 0, len(widths) - 1
+    while low < high:  # the first width that needs at least as many
+        middle = (low + high) // 2
+        low, high = (low, middle) if needs(widths[middle]) >= target else (middle + 1, high)
+    return min(widths[max(0, low - 1) : low + 1], key=lambda width: abs(math.log(needs(width) / target)))
+
+
+@functools.cache
+def multiplications(model: str, options: tuple[tuple[str, Scalar], ...], width: float) -> int:
+    """Of a net on a clip of the lips, under the fast algorithm."""
+    task = TASKS["digit"]
+    with torch.device("meta"):
+        net = create_model(
+            model,
+            num_frames=task.num_frames,
+            in_channels=task.channels,
+            size=task.size,
+            num_classes=10,
+            width=width,
+            **dict(options),
+        )
+    return cost(net).multiplications
+
+
+# ---- the nets
+
+_SMALL = {"stem": "conv", "expansion": 1.0, "layers": 5, "shrink": "stride", "halve_time_from": 4}
+
+C3D = Net("C3D", "c3d")
+C3D_LIGHT = Net("light C3D + TRG", "c3d_light")
+C3D_LIGHT_PLAIN = Net("light C3D", "c3d_light", {"trg": "none"})
+C3D_ALPHAS = tuple(
+    Net(f"light C3D + TRG, alpha {alpha}", "c3d_light", {"expansion": alpha}) for alpha in (0.25, 0.75, 1.0)
+)
+C3D_NARROW = Net("C3D, as costly as light", "c3d", as_costly_as=C3D_LIGHT)
+C3D_LIGHT_WIDE = Net("light C3D + TRG, as costly as C3D", "c3d_light", as_costly_as=C3D)
+
+SLOWFAST = Net("SlowFast", "slowfast_r50")
+SLOWFAST_LIGHT = Net("light SlowFast + TRG", "slowfast_r50_light")
+SLOWFAST_LIGHT_PLAIN = Net("light SlowFast", "slowfast_r50_light", {"trg": "none"})
+SLOWFAST_NARROW = Net("SlowFast, as costly as light", "slowfast_r50", as_costly_as=SLOWFAST_LIGHT)
+SLOWFAST_LIGHT_WIDE = Net("light SlowFast + TRG, as costly as SlowFast", "slowfast_r50_light", as_costly_as=SLOWFAST)
+
+SMALL = Net("recipe's net", "c3d_light", _SMALL)
+SMALL_PLAIN = Net("recipe's net without TRG", "c3d_light", {**_SMALL, "trg": "none"})
+SMALL_WIDE = Net("recipe's net, twice as wide", "c3d_light", _SMALL, width=0.5)
+SMALL_NARROW = Net("recipe's net, half as wide", "c3d_light", _SMALL, width=0.125)
+
+TRG_PLACES = tuple(
+    Net(f"light C3D, TRG at {place}{how}", "c3d_light", {"trg": place, "trg_mode": mode})
+    for mode, how in (("replace", ""), ("beside", ", beside"))
+    for place in ("input", "stage2", "stage3", "stage4", "stage5", "blocks")
+    if (place, mode) != ("input", "replace")  # that is light C3D + TRG
+)
+
+C2D_50 = Net("C2D-50", "c2d_r50")
+SLOW_50 = Net("SlowOnly-50", "slow_r50")
+FACTORISED_50 = Net("3x1x1 in every block", "smallbig50", {"block": "b"})
+SMALLBIG_23 = Net("SmallBig-23", "smallbig23")
+SMALLBIG_50 = Net("SmallBig-50", "smallbig50")
+SMALLBIG_50_EXTRA = Net("SmallBig-50-extra", "smallbig50_extra")
+C2D_50_NL = Net("C2D-50 + Non-local", "c2d_r50_nl")
+SLOW_50_NL = Net("SlowOnly-50 + Non-local", "slow_r50_nl")
+C2D_18 = Net("C2D-18", "c2d_r18")
+SLOW_18 = Net("SlowOnly-18", "slow_r18")
+SMALLBIG_18 = Net("SmallBig-18", "smallbig18")
+
+# read off at equal milliseconds: each net at three widths
+_OTHER_WIDTHS = tuple(
+    dataclasses.replace(net, label=f"{net.label}, width {width}", width=width)
+    for width in (0.125, 0.375)
+    for net in (C2D_50, SLOW_50, SMALLBIG_50, C2D_50_NL, SLOW_50_NL)
+)
+
+X3D_S = Net("X3D-S", "x3d_s", width=1.0)
+R2PLUS1D_18 = Net("R(2+1)D-18", "r2plus1d_18")
+R2PLUS1D_18_FULL = Net("R(2+1)D-18, full width", "r2plus1d_18", width=1.0)
+MOVINET_A0 = Net("MoViNet-A0", "movinet_a0", width=1.0)
+LINEAR = Net("linear on pixels", "linear_pixels", width=1.0)
+
+
+# ---- the tables
+
+REAL = ("digit", "color", "letter", "fight")
+MOTION = ("motion-plain", "motion-distracting", "motion-degraded")
+SHARES = (10, 25, 50, 100)
+
+
+def _ablation(name: str, question: str) -> Table:
+    """One of SmallBigNet's own studies, its nets at our width."""
+    nets = tuple(
+        Net(
+            f"{config.model.name} {' '.join(f'{k}={v}' for k, v in config.model.options.items())}".strip(),
+            config.model.name,
+            config.model.options,
+        )
+        for config in study(name)
+    )
+    return Table(f"smallbig-{name}", question, nets, ("digit", "motion-plain"), (25,))
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            "light-first",
+            "Light against dense and TRG on and off, at equal width: the first look",
+            (C3D, C3D_LIGHT_PLAIN, C3D_LIGHT),
+            ("digit",),
+            (10, 25, 100),
+        ),
+        Table(
+            "light",
+            "1. Light against dense: equal width, equal cost, several alphas",
+            (
+                C3D,
+                C3D_NARROW,
+                C3D_LIGHT_PLAIN,
+                C3D_LIGHT,
+                *C3D_ALPHAS,
+                C3D_LIGHT_WIDE,
+                SLOWFAST,
+                SLOWFAST_NARROW,
+                SLOWFAST_LIGHT_PLAIN,
+                SLOWFAST_LIGHT,
+                SLOWFAST_LIGHT_WIDE,
+            ),
+            (*REAL, *MOTION),
+            SHARES,
+        ),
+        Table(
+            "trg",
+            "2. TRG on and off, at each place",
+            (C3D_LIGHT_PLAIN, C3D_LIGHT, *TRG_PLACES, SMALL_PLAIN, SMALL),
+            ("digit", "letter", "motion-plain"),
+            (25, 100),
+        ),
+        Table(
+            "smallbig",
+            "3. SmallBig against C2D, SlowOnly, Non-local and 3x1x1, at equal depth",
+            (
+                C2D_50,
+                SLOW_50,
+                FACTORISED_50,
+                C2D_50_NL,
+                SLOW_50_NL,
+                SMALLBIG_50,
+                SMALLBIG_50_EXTRA,
+                SMALLBIG_23,
+                C2D_18,
+                SLOW_18,
+                SMALLBIG_18,
+            ),
+            ("digit", "letter", "fight", "motion-plain"),
+            (25, 100),
+        ),
+        Table(
+            "smallbig-seconds",
+            "3. The same at equal milliseconds: nets at several widths",
+            (C2D_50, SLOW_50, SMALLBIG_50, C2D_50_NL, SLOW_50_NL, *_OTHER_WIDTHS),
+            ("digit", "motion-plain"),
+            (25,),
+        ),
+        _ablation("which-convolution", "3. SmallBig in one convolution: which"),
+        _ablation("windows", "3. The pooling's size"),
+        _ablation("last-window", "3. The pooling's size before the last convolution"),
+        _ablation("pooling", "3. Max or average pooling"),
+        _ablation("sharing", "3. One convolution for both views, or two"),
+        _ablation("stages", "3. Which stages have SmallBig units"),
+        _ablation("blocks", "3. Number of units in a block, and the attention"),
+        Table(
+            "order",
+            "4. Which nets use time: accuracy with frames shuffled",
+            (
+                C3D,
+                C3D_LIGHT_PLAIN,
+                C3D_LIGHT,
+                SMALL,
+                SLOWFAST,
+                SLOWFAST_LIGHT,
+                C2D_18,
+                C2D_50,
+                SLOW_50,
+                SMALLBIG_18,
+                SMALLBIG_50,
+                C2D_50_NL,
+                R2PLUS1D_18,
+                X3D_S,
+            ),
+            ("digit", "motion-plain"),
+        ),
+        Table(
+            "peers",
+            "Against what a user would pick, trained from scratch alike",
+            (
+                SMALL_NARROW,
+                SMALL,
+                SMALL_WIDE,
+                C3D_LIGHT,
+                SMALLBIG_18,
+                X3D_S,
+                MOVINET_A0,
+                R2PLUS1D_18,
+                R2PLUS1D_18_FULL,
+                LINEAR,
+            ),
+            REAL,
+        ),
+        Table(
+            "tricks",
+            "One recipe for the light nets: what each change does, on val",
+            (SMALL, C3D_LIGHT, SMALLBIG_18),
+            ("digit", "letter", "motion-plain"),
+            (25,),
+            tricks=(
+                Trick("light"),
+                Trick("twice as long", {"optim.epochs": 2.0}),
+                Trick("no EMA", {"optim.ema": 0.0}),
+                Trick("no mixup", {"augment.mixup": 0.0}),
+                Trick("mixup 0.4", {"augment.mixup": 0.4}),
+                Trick("cutmix 1", {"augment.mixup": 0.0, "augment.cutmix": 1.0}),
+                Trick("no label smoothing", {"optim.label_smoothing": 0.0}),
+                Trick("RandAugment 2", {"augment.rand_augment": 2}),
+                Trick("erasing", {"augment.erasing": 0.25}),
+                Trick("lr 1.5e-3", {"optim.lr": 1.5e-3}),
+                Trick("lr 6e-3", {"optim.lr": 6e-3}),
+                Trick("weight decay 0.2", {"optim.weight_decay": 0.2}),
+                Trick("larger crops only", {"augment.area": [0.85, 1.0]}),
+            ),
+            choice=True,
+        ),
+    )
+}
+"""In no order; `light-first` are the rows of `light` that come first."""
