@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections import OrderedDict
@@ -174,11 +175,10 @@ def read_table(
 
 def _check_end(path: str, stream: av.VideoStream, stamps: np.ndarray, time_base: Fraction, rate: float) -> None:
     """Matroska reads on over a damaged part and loses frames without a word; its tags know how long it was."""
-    hours, colon, rest = stream.metadata.get("DURATION", "").partition(":")
-    if not (len(stamps) and colon):
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if match is None or not len(stamps):
         return
-    minutes, _, seconds = rest.partition(":")
-    told = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    told = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
     longest = int(np.diff(stamps).max(initial=0))
     if told > float((int(stamps[-1]) + 3 * longest) * time_base) + 3 / rate:
         raise DecodeError(path, "the file is damaged: frames are missing at the end")

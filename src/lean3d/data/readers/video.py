@@ -296,7 +296,8 @@ class VideoReader(ClosesItself):
         if self._ended or not self._goes_on(run):
             self._go_to(run.row)
         context, intra, marks = self._context, self.codec in INTRA_CODECS, self.codec in MARKS_UNREFERENCED
-        av1 = self._av1 if self.codec == "av1" else None
+        sparse = len(missing) < run.last - self._next  # else there is nothing to leave out
+        av1 = self._av1 if self.codec == "av1" and sparse else None
         beyond = math.inf if may_end else max(run.wanted)  # what the next call may ask for
         while missing and not self._ended:
             packet = None  # tells the decoder that nothing follows: it hands over all frames without decoding on
