@@ -132,6 +132,23 @@ def test_dense_layers_of_the_zoo(layer, isa, threads):
     compare_conv(*layer, groups=1, bias=True, residual=True, relu=True)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: "x".join(map(str, layer[2])))
+def test_a_residual_of_one_frame_is_added_at_all_times(layer, bias, isa):
+    shape, o, kernel, stride, padding = layer
+    g = torch.Generator().manual_seed(5)
+    x, weight = tensor(g, *shape), torch.randn(o, shape[1], *kernel, generator=g)
+    b = torch.randn(o, generator=g) if bias else None
+    (algorithm,) = algorithms(weight.shape, stride=stride, padding=padding)
+    packed = pack(weight, b, stride=stride, padding=padding, algorithm=algorithm)
+    n, _, _, h, w = packed.out_shape(x.shape)
+    frame = tensor(g, n, o, 1, h, w)
+    out = blank(packed.out_shape(x.shape))
+    packed(x, out, residual=frame, relu=True)
+    xd, wd, bd, fd = double(x, weight, b, frame)
+    check(out, conv_reference(xd, wd, bd, stride=stride, padding=padding, residual=fd, relu=True), weight[0].numel())
+
+
 DEPTHWISE = [
     ((2, 37, 3, 9, 11), (1, 3, 3), (1, 1, 1), (0, 1, 1)),
     ((1, 64, 2, 14, 15), (1, 3, 3), (1, 2, 2), (0, 1, 1)),

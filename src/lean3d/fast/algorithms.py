@@ -76,10 +76,7 @@ def backend() -> str:
 def _conv(op: Any) -> list[Algorithm]:
     found: list[Algorithm] = []
     shape = {"stride": op.stride, "padding": op.padding, "groups": op.groups}
-    one_frame = len(op.inputs) > 1 and op.inputs[1].shape != op.output.shape
     for module, rounds in ((fused_conv, False), (native_fast_conv, True)):
-        if one_frame and module is fused_conv:
-            continue
         for name in module.algorithms(op.weight.shape, **shape):
             found.append(Algorithm(f"native {name}", _native_conv(op, module, name), rounds))
     found += [Algorithm(f"torch {name}", _torch_conv(op, form)) for name, form in _forms(op)]

@@ -121,13 +121,19 @@ class PackedConv:
         Args:
             x: `(N, C, T, H, W)`, float32 on the CPU; copied first where it is not in `torch.channels_last_3d`.
             out: what to write to and return, `(N, O, T', H', W')` in channels_last_3d; may be the residual, not x.
-            residual: `(N, O, T', H', W')`, added before the ReLU.
+            residual: `(N, O, T', H', W')`, added before the ReLU; of length 1 in time the same at all times (not for
+                "depthwise").
             relu: whether a ReLU follows.
 
         Raises:
             ConfigError: A tensor of another shape, type or layout.
         """
-        return self._run(x, out, residual, relu, None)
+        n, o, t, h, w = shape = self.out_shape(x.shape)
+        one_frame = residual is not None and residual.shape == (n, o, 1, h, w) != shape and native.takes(residual)
+        if residual is None or not one_frame or self.algorithm == "depthwise":
+            return self._run(x, out, residual, relu, None)
+        offset = residual if self._bias is None else residual + self._bias[:, None, None, None]
+        return self._run(x, out, None, relu, offset.contiguous(memory_format=torch.channels_last_3d))
 
     def _run(self, x: Tensor, out: Tensor | None, residual: Tensor | None, relu: bool, offset: Tensor | None) -> Tensor:
         """The same with an `offset` `(N, O, 1, H', W')` for all times in place of the bias."""
