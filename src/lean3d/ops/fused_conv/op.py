@@ -128,7 +128,7 @@ class PackedConv:
         Raises:
             ConfigError: A tensor of another shape, type or layout.
         """
-        n, o, t, h, w = shape = self.out_shape(x.shape)
+        n, o, _, h, w = shape = self.out_shape(x.shape)
         one_frame = residual is not None and residual.shape == (n, o, 1, h, w) != shape and native.takes(residual)
         if residual is None or not one_frame or self.algorithm == "depthwise":
             return self._run(x, out, residual, relu, None)
