@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from fractions import Fraction
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lean3d.blocks import FastConv3d
 from lean3d.errors import ConfigError
 from lean3d.ops import native
 from lean3d.ops.fast_conv.native import PackedFastConv, algorithms, pack
+from lean3d.ops.fast_conv.transforms import cook_toom
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"the native kernels are {native.absence()}")
 
@@ -100,6 +102,51 @@ def test_blocks_and_threads(kernel, channels, sizes, threads):
             check(conv(x, blank(reference.shape)), reference, conv.tile)
 
 
+@pytest.mark.parametrize(
+    ("frames_taps", "channels", "outputs", "size", "padding"),
+    [(1, 1, 1, (3, 3), 0), (1, 7, 33, (14, 13), 1), (3, 40, 70, (15, 22), 2), (1, 64, 64, (28, 28), 1)],
+)
+def test_stride_two(frames_taps, channels, outputs, size, padding, threads):
+    """Even and odd places apart, by F(4, 2): any channels and sizes, one input or two, in any blocks."""
+    torch.manual_seed(5)
+    padding = (frames_taps // 2, padding, padding)
+    weight, bias = torch.randn(outputs, channels, frames_taps, 3, 3), torch.randn(outputs)
+    x = clips(2, channels, 5, *size)
+    reference = F.conv3d(x.double(), weight.double(), bias.double(), (1, 2, 2), padding)
+    shortcut = clips(*reference.shape)
+    for _ in each_isa():
+        conv = pack(weight, bias, stride=(1, 2, 2), padding=padding, algorithm="F(1x4x4)")
+        assert conv.out_shape(x.shape) == tuple(reference.shape)
+        check(conv(x, blank(reference.shape)), reference, conv.tile)
+        both = (reference + shortcut.double()).relu()
+        check(conv(x, blank(reference.shape), residual=shortcut, relu=True), both, conv.tile)
+        first, second = x[:, : channels // 2], x[:, channels // 2 :]
+        if channels > 1:
+            assert torch.equal(conv(first, second=second), conv(x))
+        for block in (((1, 2), True), ((9, 99), False)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(PackedFastConv, "_blocks", lambda *_, block=block: block)
+                check(conv(x, blank(reference.shape)), reference, conv.tile)
+
+
+def test_stride_two_takes_nine_multiplications_exactly():
+    """4 outputs at stride 2 from 9 places: y = A^T [(G even) * (B^T even) + (G odd) * (B^T odd)], in fractions."""
+    f = cook_toom(4, 2)
+    draw = random.Random(6)
+    taps, places = ([Fraction(draw.randint(-9, 9)) for _ in range(n)] for n in (3, 9))
+
+    def times(matrix, vector):
+        return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
+
+    even = [a * b for a, b in zip(times(f.g, taps[0::2]), times(f.bt, places[0::2]), strict=True)]
+    finite = [row[:4] for row in f.bt[:4]]  # what is behind the fourth place is not looked at
+    assert all(row[4] == 0 for row in f.bt[:4])
+    odd = [row[0] * taps[1] * b for row, b in zip(f.g[:4], times(finite, places[1::2]), strict=True)]
+    assert f.g[4][0] == 0 and len(even) + len(odd) == 9
+    sums = [a + b for a, b in zip(even, [*odd, Fraction(0)], strict=True)]
+    assert times(f.at, sums) == [sum(places[2 * i + k] * taps[k] for k in range(3)) for i in range(4)]
+
+
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("block", [(1, 2), (2, 3), (9, 99)])
 @pytest.mark.parametrize("algorithm", ["F(1x4x4)", "F(2x2x2)", "F(4x4x4)"])
@@ -168,7 +215,9 @@ def test_algorithms_are_what_pack_takes():
     assert algorithms((8, 4, 3, 3, 3), **ONCE) == [f"F({t}x{p}x{p})" for t in (1, 2, 4) for p in (2, 4)]
     for shape in [(8, 4, 1, 1, 1), (8, 4, 1, 5, 5), (8, 4, 17, 3, 3)]:
         assert algorithms(shape, **ONCE) == []
-    assert algorithms((8, 4, 3, 3, 3), stride=(1, 2, 2), padding=(1, 1, 1)) == []
+    assert algorithms((8, 4, 3, 3, 3), stride=(1, 2, 2), padding=(1, 1, 1)) == ["F(1x4x4)"]
+    for shape, stride in [((8, 4, 3, 3, 3), (2, 2, 2)), ((8, 4, 1, 3, 3), (1, 2, 1)), ((8, 4, 1, 5, 5), (1, 2, 2))]:
+        assert algorithms(shape, stride=stride, padding=(0, 1, 1)) == []
     assert algorithms((8, 4, 3, 3, 3), stride=(1, 1, 1), padding=(1, 1, 1), groups=2) == []
     for name, settings in [("F(4x4)", {}), ("direct", {}), ("F(6x1x1)", {}), ("F(2x1x1)", {"stride": (2, 1, 1)})]:
         with pytest.raises(ConfigError, match=r"F\(2x1x1\), F\(4x1x1\)|none"):

@@ -11,8 +11,9 @@ LEAN3D_BIND(fast_conv) {
   m.def(
       "fast_conv",
       [](int64_t clips, Triple in, Triple out, Triple m, Triple taps, Triple padding, std::array<int64_t, 2> channels,
-         int64_t outputs, std::array<int64_t, 2> block, bool shared, std::array<uintptr_t, 2> x, uintptr_t weights, uintptr_t time_in,
-         uintptr_t time_out, uintptr_t bias, uintptr_t residual, bool residual_still, bool relu, uintptr_t y, int threads) {
+         int64_t outputs, bool strided, std::array<int64_t, 2> block, bool shared, std::array<uintptr_t, 2> x,
+         uintptr_t weights, uintptr_t time_in, uintptr_t time_out, uintptr_t bias, uintptr_t residual,
+         bool residual_still, bool relu, uintptr_t y, int threads) {
         FastConv layer{};
         layer.clips = clips;
         for (int axis = 0; axis < 3; ++axis) {
@@ -25,6 +26,7 @@ LEAN3D_BIND(fast_conv) {
         layer.channels[0] = channels[0];
         layer.channels[1] = channels[1];
         layer.outputs = outputs;
+        layer.strided = strided;
         layer.block_frames = block[0];
         layer.block_tiles = block[1];
         layer.shared = shared;

@@ -9,7 +9,17 @@ namespace {
 
 constexpr float A = 0.75f, B = 1.5f, A2 = A * A, B2 = B * B;  // the points of F(4, 3) besides 0: A, -A, B, -B
 
-// B^T of F(2, 3) (4 places) and of F(4, 3) (6 places), and A^T, over vectors of channels.
+// B^T of F(2, 3) (4 places) and of F(4, 3) (6 places), and A^T, over vectors of channels. At stride 2 F(4, 2) (5 places):
+// the points 0, A, -A, B and infinity.
+// B^T of F(4, 2) but for infinity: all there is to a filter with one tap, which is 0 there.
+inline void finite_points(const vec* d, vec* v) {
+  const vec even = d[3] - A2 * d[1], odd = B * (A * d[1]) - A * d[2], rest = B * d[2] - d[3];
+  v[0] = (A2 * B) * d[0] - A2 * d[1] - rest;
+  v[1] = odd + rest;
+  v[2] = rest - odd;
+  v[3] = even;
+}
+
 template <int N>
 inline void to_points(const vec* d, vec* v) {
   if constexpr (N == 1) {
@@ -19,6 +29,9 @@ inline void to_points(const vec* d, vec* v) {
     v[1] = d[1] + d[2];
     v[2] = d[2] - d[1];
     v[3] = d[3] - d[1];
+  } else if constexpr (N == 5) {
+    finite_points(d, v);
+    v[4] = (A2 * B) * d[1] - A2 * d[2] + (d[4] - B * d[3]);
   } else {
     const vec even = B2 * d[2] - d[4], odd = d[3] - B2 * d[1];
     const vec even2 = d[4] - A2 * d[2], odd2 = d[3] - A2 * d[1];
@@ -38,6 +51,12 @@ inline void from_points(const vec* p, vec* y) {
   } else if constexpr (N == 4) {
     y[0] = p[0] + p[1] + p[2];
     y[1] = p[1] - p[2] + p[3];
+  } else if constexpr (N == 5) {
+    const vec even = p[1] + p[2], odd = p[1] - p[2];
+    y[0] = p[0] + even + p[3];
+    y[1] = A * odd + B * p[3];
+    y[2] = A2 * even + B2 * p[3];
+    y[3] = A2 * A * odd + (B2 * B * p[3] + p[4]);
   } else {
     const vec even = p[1] + p[2], odd = p[1] - p[2], even2 = p[3] + p[4], odd2 = p[3] - p[4];
     y[0] = p[0] + even + even2;
@@ -47,8 +66,9 @@ inline void from_points(const vec* p, vec* y) {
   }
 }
 
-constexpr int outputs_of(int n) { return n == 1 ? 1 : n - 2; }
+constexpr int outputs_of(int n) { return n == 1 ? 1 : n == 5 ? 4 : n - 2; }
 constexpr int MOST = 6;         // places of a tile on an axis
+constexpr int STRIDED = 9;      // those of 4 outputs at stride 2
 constexpr int MOST_FRAMES = 4;  // of those in time, that one point is made of
 
 inline vec load_part(const float* p, bool whole, mask m) { return whole ? load(p) : load(p, m); }
@@ -98,6 +118,48 @@ void transform_plane(const float* const* places, const float* factors, int64_t c
       to_points<NH>(d, p);
 #pragma GCC unroll 6
       for (int h = 0; h < NH; ++h) store(v + (h * NW + w) * stride + c, p[h]);
+    }
+  }
+}
+
+// At stride 2 in the plane the taps 0 and 2 meet even places, and tap 1 odd ones: a sum of four convolutions at stride 1,
+// over the even or odd places of either axis, each a tile of F(4, 2) that shares its points, and so its products' sum,
+// with the others. A filter of one tap has 4 points, one of two taps 5: 9 products on an axis instead of 12. At each
+// point the halves that have it follow each other in the row, `channels_all` apart.
+void transform_strided(const float* const* places, int64_t channels, int64_t channels_all, float* v, int64_t stride) {
+  for (int64_t c = 0; c < channels; c += LANES) {
+    const bool whole = c + LANES <= channels;
+    const mask m = tail(static_cast<int>(channels - c));
+    vec a[STRIDED][STRIDED];  // points of the even places, then of the odd ones
+    for (int h = 0; h < STRIDED; ++h) {
+      const float* const* place = places + h * STRIDED;
+      vec even[5], odd[4];
+#pragma GCC unroll 5
+      for (int w = 0; w < 5; ++w) even[w] = load_part(place[2 * w] + c, whole, m);
+#pragma GCC unroll 4
+      for (int w = 0; w < 4; ++w) odd[w] = load_part(place[2 * w + 1] + c, whole, m);
+      to_points<5>(even, a[h]);
+      finite_points(odd, a[h] + 5);
+    }
+    for (int w = 0; w < STRIDED; ++w) {
+      const bool odd_w = w >= 5;
+      const int point_w = odd_w ? w - 5 : w, halves = point_w < 4 ? 2 : 1;
+      vec even[5], odd[4], p[STRIDED];
+#pragma GCC unroll 5
+      for (int h = 0; h < 5; ++h) even[h] = a[2 * h][w];
+#pragma GCC unroll 4
+      for (int h = 0; h < 4; ++h) odd[h] = a[2 * h + 1][w];
+      to_points<5>(even, p);
+      finite_points(odd, p + 5);
+#pragma GCC unroll 9
+      for (int h = 0; h < STRIDED; ++h) {
+        const bool odd_h = h >= 5;
+        float* to = v + ((odd_h ? h - 5 : h) * 5 + point_w) * stride + (odd_h * halves + odd_w) * channels_all + c;
+        if (whole)
+          store(to, p[h]);
+        else
+          store(to, p[h], m);
+      }
     }
   }
 }
@@ -211,6 +273,7 @@ template <int NH>
 const Plane& pick(int64_t w) {
   return w == 1 ? plane<NH, 1> : w == 2 ? plane<NH, 4> : plane<NH, 6>;
 }
+const FinishPlane finish_strided = &finish_plane<5, 5>;
 const Plane& pick(int64_t h, int64_t w) { return h == 1 ? pick<1>(w) : h == 2 ? pick<4>(w) : pick<6>(w); }
 
 inline int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -232,6 +295,7 @@ class Run {
       : layer_(layer), data_(data), threads_(threads), kernels_(pick(layer.m[1], layer.m[2])) {
     for (int axis = 0; axis < 3; ++axis) {
       n_[axis] = layer.m[axis] == 1 ? 1 : layer.m[axis] + layer.taps[axis] - 1;
+      if (layer.strided && axis > 0) n_[axis] = 5;
       count_[axis] = up(layer.out[axis], layer.m[axis]);
     }
     only_time_ = n_[1] * n_[2] == 1;
@@ -243,7 +307,7 @@ class Run {
     columns_ = gemm_nr();
     panels_ = up(layer.outputs, columns_);
     rows_ = layer.block_frames * layer.block_tiles;
-    row_ = odd_lines(up(depth_, 16) * 16 + (layer.channels[1] ? 16 : 0));
+    row_ = odd_lines(layer.strided ? 4 * depth_ : up(depth_, 16) * 16 + (layer.channels[1] ? 16 : 0));
     position_ = odd_lines((layer.block_frames + taps_ - 1) * layer.block_tiles * row_);
     product_row_ = odd_lines(panels_ * columns_);
     product_position_ = odd_lines(rows_ * product_row_);
@@ -319,29 +383,34 @@ class Run {
 
   // Rows [begin, end) of V; where time is transformed around the plane, at one point in time.
   void transform(const Block& b, int64_t step, float* v, int64_t begin, int64_t end) const {
-    const float* places[MOST_FRAMES * MOST * MOST];
+    const float* places[MOST_FRAMES * MOST * MOST];  // and no less than STRIDED * STRIDED
     for (int source = 0; source < 2; ++source) {
       const int64_t channels = layer_.channels[source];
       if (!channels) continue;
       float* to = v + (source ? layer_.channels[0] : 0);
       for (int64_t row = begin; row < end; ++row) {
         const int64_t tile = b.tile + row % b.tiles;
-        const int64_t h0 = tile / count_[2] * layer_.m[1] - layer_.padding[1];
-        const int64_t w0 = tile % count_[2] * layer_.m[2] - layer_.padding[2];
+        const int64_t stride = layer_.strided ? 2 : 1;
+        const int64_t h0 = tile / count_[2] * layer_.m[1] * stride - layer_.padding[1];
+        const int64_t w0 = tile % count_[2] * layer_.m[2] * stride - layer_.padding[2];
+        const int64_t high = layer_.strided ? STRIDED : n_[1], wide = layer_.strided ? STRIDED : n_[2];
         const float** place = places;
         const auto frame = [&](int64_t t) {
-          for (int64_t h = h0; h < h0 + n_[1]; ++h) {
+          for (int64_t h = h0; h < h0 + high; ++h) {
             const bool inside = t >= 0 && t < layer_.in[0] && h >= 0 && h < layer_.in[1];
             const float* line = inside ? data_.x[source] + (((b.clip * layer_.in[0] + t) * layer_.in[1] + h) *
                                                             layer_.in[2]) * channels
                                        : nullptr;
-            for (int64_t w = w0; w < w0 + n_[2]; ++w)
+            for (int64_t w = w0; w < w0 + wide; ++w)
               *place++ = inside && w >= 0 && w < layer_.in[2] ? line + w * channels : blank_;
           }
         };
         if (by_taps()) {
           frame(first_frame(b) + row / b.tiles);
-          kernels_.transform[0](places, nullptr, channels, to + row * row_, position_);
+          if (layer_.strided)
+            transform_strided(places, channels, depth_, to + row * row_, position_);
+          else
+            kernels_.transform[0](places, nullptr, channels, to + row * row_, position_);
           continue;
         }
         const int64_t t0 = (b.frame + row / b.tiles) * layer_.m[0] - layer_.padding[0];
@@ -364,6 +433,14 @@ class Run {
     }
   }
 
+  // At stride 2: how many of the four convolutions have this point, and how many there are before it, in all.
+  int64_t halves(int64_t position) const {
+    return layer_.strided ? (position / 5 < 4 ? 2 : 1) * (position % 5 < 4 ? 2 : 1) : 1;
+  }
+  int64_t before(int64_t position) const {
+    return layer_.strided ? position / 5 * 18 + position % 5 * (position / 5 < 4 ? 4 : 2) : position;
+  }
+
   // What the products at hand ask for meanwhile: the panel that comes next, and then rows that come after all panels.
   struct Soon {
     const float* panel;
@@ -374,14 +451,14 @@ class Run {
   void multiply(const Block& b, int64_t step, int64_t position, int64_t begin, int64_t end, const Room& room) const {
     const float* v = room.v + position * position_;
     float* products = room.products + position * product_position_;
-    const int64_t panel_size = taps_ * depth_ * columns_;
-    const float* panels = data_.weights + (step * positions_ + position) * panels_ * panel_size;
+    const int64_t depth = halves(position) * depth_, panel_size = taps_ * depth * columns_;
+    const float* panels = data_.weights + before(step * positions_ + position) * panels_ * taps_ * depth_ * columns_;
     const float* next = position + 1 < positions_ ? v + position_ : nullptr;
     if (by_taps()) {
       Soon soon{nullptr, next};
       for (int64_t p = begin; p < end; ++p) {
         soon.panel = panels + (p + 1) * panel_size;
-        frames(b, v, panels + p * panel_size, products + p * columns_, soon);
+        frames(b, v, depth, panels + p * panel_size, products + p * columns_, soon);
       }
       return;
     }
@@ -394,7 +471,7 @@ class Run {
         Soon soon{nullptr, chunk + 1 < chunks ? v + to * row_ : next};
         for (int64_t p = first; p < least(end, first + together); ++p) {
           soon.panel = chunk == 0 ? panels + (p + 1) * panel_size : nullptr;
-          rows(to - from, v + from * row_, 0, 0, 1, panels + p * panel_size,
+          rows(to - from, v + from * row_, depth, 0, 0, 1, panels + p * panel_size,
                products + from * product_row_ + p * columns_, soon);
         }
       }
@@ -434,36 +511,36 @@ class Run {
       if (only_time_)
         (n_[0] == 4 ? finish_time<4> : finish_time<6>)(from, product_position_, target);
       else
-        kernels_.finish(from, product_position_, target, sum);
+        (layer_.strided ? finish_strided : kernels_.finish)(from, product_position_, target, sum);
     }
   }
 
   // All rows at one position and panel, summed over taps in time.
-  void frames(const Block& b, const float* v, const float* panel, float* products, Soon& soon) const {
+  void frames(const Block& b, const float* v, int64_t depth, const float* panel, float* products, Soon& soon) const {
     // Frames that see the same taps go together; those outside of the clip are left out.
     const int64_t begin = first_frame(b);
     for (int64_t frame = b.frame, next; frame < b.frame + b.frames; frame = next) {
       const int64_t tap = most(0, layer_.padding[0] - frame), end = taps_end(frame);
       for (next = frame + 1; next < b.frame + b.frames; ++next)
         if (most(0, layer_.padding[0] - next) != tap || taps_end(next) != end) break;
-      rows((next - frame) * b.tiles, v + (frame - layer_.padding[0] - begin) * b.tiles * row_, b.tiles * row_, tap, end,
-           panel, products + (frame - b.frame) * b.tiles * product_row_, soon);
+      rows((next - frame) * b.tiles, v + (frame - layer_.padding[0] - begin) * b.tiles * row_, depth, b.tiles * row_,
+           tap, end, panel, products + (frame - b.frame) * b.tiles * product_row_, soon);
     }
   }
   int64_t taps_end(int64_t frame) const { return least(taps_, layer_.in[0] + layer_.padding[0] - frame); }
 
   // Rows in even tiles of the product, summing over taps [tap, end), which lie `stride` apart from v on.
-  void rows(int64_t count, const float* v, int64_t stride, int64_t tap, int64_t end, const float* panel,
+  void rows(int64_t count, const float* v, int64_t depth, int64_t stride, int64_t tap, int64_t end, const float* panel,
             float* products, Soon& soon) const {
     const float* taps[MOST_TAPS];
-    const int64_t tiles = up(count, gemm_mr()), sum = most(0, end - tap), fetched = sum * depth_ * LINE;
-    const float* const panel_end = soon.panel + taps_ * depth_ * columns_;
+    const int64_t tiles = up(count, gemm_mr()), sum = most(0, end - tap), fetched = sum * depth * LINE;
+    const float* const panel_end = soon.panel + taps_ * depth * columns_;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t from = count * tile / tiles, to = count * (tile + 1) / tiles;
       for (int64_t k = tap; k < end; ++k) taps[k - tap] = v + k * stride + from * row_;
       const float*& next = soon.panel && soon.panel < panel_end ? soon.panel : soon.rows;
-      gemm_tile(static_cast<int>(to - from), static_cast<int>(columns_), taps, static_cast<int>(sum), row_, depth_,
-                panel + tap * depth_ * columns_, products + from * product_row_, product_row_, Epilogue{}, next);
+      gemm_tile(static_cast<int>(to - from), static_cast<int>(columns_), taps, static_cast<int>(sum), row_, depth,
+                panel + tap * depth * columns_, products + from * product_row_, product_row_, Epilogue{}, next);
       if (next) next += fetched;
     }
   }

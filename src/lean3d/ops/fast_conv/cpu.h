@@ -1,4 +1,5 @@
-// Convolution at stride 1 by the fast algorithm F(m, 3) of Winograd, nested over time, height and width, for inference.
+// Convolution by the fast algorithm F(m, 3) of Winograd, nested over time, height and width, for inference; at stride 1,
+// or 2 in the plane.
 // transforms.py has the matrices and where they come from.
 //
 //     x    (N, T, H, W, C)      V = B^T x  of every tile of (m + 2) places on each axis: `positions` numbers a channel
@@ -8,6 +9,9 @@
 // An axis has m = 2 or 4 and 3 taps, or m = 1: then it has one tap, or up to 16 in time, over which the product sums; V
 // of a frame serves all output frames that see it. Where time is transformed around the plane, its points are gone
 // through one after another, so that only the plane's are in the cache at a time; what each adds is summed over.
+//
+// At stride 2 a 3x3 kernel with m = 4 is four kernels, of the even and odd taps on each axis, on the even and odd places,
+// by F(4, 2): 5 x 5 positions, at which the product sums over the channels of those of the four that are not 0 there.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +24,7 @@ struct FastConv {
   int64_t m[3], taps[3], padding[3];
   int64_t channels[2];       // of x and of what is concatenated to it
   int64_t outputs;
+  bool strided;              // 2 in height and width; then m there is 4, taps are 3, and m[0] is 1
   // What is worked on at a time: tiles in time x tiles of the plane, which are the rows of the product.
   int64_t block_frames, block_tiles;
   // Threads share a block, each with panels of its own, instead of having a block each.
@@ -28,7 +33,8 @@ struct FastConv {
 
 struct FastConvData {
   const float* x[2];         // both (N, T, H, W, channels); the second null where channels[1] is 0
-  const float* weights;      // (positions, panels, taps in time if m[0] is 1, channels, panel's columns)
+  const float* weights;      // (positions, panels, taps in time if m[0] is 1, channels, panel's columns); channels four,
+                             // two or one times where strided: of even-even, even-odd, odd-even, odd-odd, if there
   const float* time_in;      // B^T (n, n) and A^T (m, n) of time, where m[0] is not 1
   const float* time_out;
   const float* bias;         // (O) or null
