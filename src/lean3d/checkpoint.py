@@ -73,6 +73,9 @@ def save_model(
 
     Returns:
         The path.
+
+    Raises:
+        CheckpointError: It can't be written, as on a full disk; a file that was there stays.
     """
     path = Path(path)
     header = {
@@ -193,6 +196,9 @@ def save_training_state(
     Returns:
         The folder that was written. A folder of that step that is there already is left as it is: a training is
         a function of its seed, so it holds the same.
+
+    Raises:
+        CheckpointError: It can't be written, as on a full disk; older ones stay.
     """
     parent = Path(run) / FOLDER
     folder = parent / f"step-{step:08d}"
@@ -225,10 +231,22 @@ def load_training_state(folder: str | Path, model: VideoNet) -> dict[str, Any]:
         CheckpointError: The folder lacks a file, a file is damaged, or the weights are those of another model.
     """
     folder = Path(folder)
-    header, tensors = read_file(folder / MODEL_FILE)
+    try:
+        header, tensors = read_file(folder / MODEL_FILE)
+        state = load_pickle(folder / STATE_FILE)
+    except CheckpointError as error:
+        before = [other for other in _step_folders(folder.parent) if other.name < folder.name]
+        run = folder.parent.parent
+        offer = (
+            f"The one before it, {before[-1].name}, is there: remove the damaged one (rm -r {folder}), and "
+            f"lean3d train --resume {run} goes on from it"
+            if before
+            else f"There is none before it; start a new run, perhaps with --init.weights {run}"
+        )
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {error}. {offer}") from error
     fill_model(model, tensors, folder / MODEL_FILE)
     take_normalisation(model, header or {})
-    return load_pickle(folder / STATE_FILE)
+    return state
 
 
 def take_normalisation(model: VideoNet, header: dict[str, Any]) -> None:
@@ -318,7 +336,11 @@ def _step_folders(parent: Path) -> list[Path]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, put in the place of `path` at the end, once its bytes are on the disk."""
+    """A temporary path in the same folder, put in the place of `path` at the end, once its bytes are on the disk.
+
+    Raises:
+        CheckpointError: The disk is full, or it can't be written for another reason.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.touch()
@@ -328,6 +350,11 @@ def _replacing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        raise CheckpointError(
+            f"{path} can't be written ({str(error).splitlines()[0]}). What was written before is whole: see that there "
+            f"is room on the disk, then go on from it with lean3d train --resume"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -86,14 +86,15 @@ def fit(config: TrainConfig | None = None, *, resume: str | Path | None = None) 
     Args:
         config: What to train, from scratch. A recipe with changes: ``dataclasses.replace(get_recipe("light"), ...)``.
         resume: Instead of a config: the folder of a run that was stopped or killed. It goes on as if it never had
-            been; on a CPU to the bit. A run that is finished is given back as it is.
+            been; on a CPU to the bit. A run that is finished is given back as it is. ``torchrun --max-restarts`` needs
+            no word of it: a run of the same config that has begun is gone on with.
 
     Returns:
         The folder and the numbers of the model in it. With several processes from torchrun each gets them.
 
     Raises:
         ConfigError: Settings don't fit together, or to the machine or data.
-        DataError: The data can't be read, or have changed since the run began.
+        DataError: The data can't be read, have changed since the run began, or differ between processes.
         TooManyBadFilesError: More files than `data.max_bad_share` can't be decoded.
         CheckpointError: The run or the initial weights can't be read.
         TrainingError: The loss became infinite or no number.
@@ -101,6 +102,8 @@ def fit(config: TrainConfig | None = None, *, resume: str | Path | None = None) 
     """
     if (config is None) == (resume is None):
         raise ConfigError("fit takes either a config for a new run, or resume=FOLDER of one to go on with")
+    if config is not None and setup.goes_on(config):
+        resume = config.run.out
     if resume is not None:
         run = Path(resume)
         config = setup.read_run_config(run)
@@ -151,6 +154,7 @@ class _Training:
             setup.keep_freed_memory()
 
         manifest = read_manifest(config.data)
+        setup.check_same_data(self._gather(manifest.digest()), self._gather(len(manifest.clips)))
         if resume:
             setup.check_manifest(run, manifest)
         train_clips, self.val_clips = manifest.select("train"), manifest.select("val")
@@ -160,7 +164,8 @@ class _Training:
 
         torch.manual_seed(config.run.seed)
         model = model_from_config(config.model, len(self.classes))
-        start = checkpoint.latest_training_state(run) if resume else None
+        # The first process decides: others may not see yet what it wrote to a network's disk just before a kill.
+        start = fabric.broadcast(checkpoint.latest_training_state(run) if resume else None)
         state = checkpoint.load_training_state(start, model) if start else {}
         if config.init.weights and start is None:
             self.log.say(setup.load_initial_weights(model, config.init.weights, self.classes))

@@ -9,6 +9,7 @@ import datetime
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,42 @@ def run_folder(config: TrainConfig) -> Path:
             f"with --run.out"
         )
     return run
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether this is a training that torchrun started anew, after a process failed or machines came or went.
+
+    With ``torchrun --max-restarts`` the same command is typed once and run often: where its run has begun, with the
+    same settings, it is gone on with.
+
+    Raises:
+        ConfigError: torchrun may start the processes anew, and they would not find their run again.
+    """
+    if not is_torchelastic_launched() or not int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        return False
+    if not config.run.out:
+        raise ConfigError("torchrun with --max-restarts needs a folder to go on in after a restart: type --run.out DIR")
+    run = Path(config.run.out)
+    return (run / CONFIG_FILE).is_file() and read_run_config(run) == config
+
+
+def check_same_data(digests: Sequence[str], counts: Sequence[int]) -> None:
+    """See that all processes have found the same clips with the same labels and splits.
+
+    Args:
+        digests: Every process's `Manifest.digest`.
+        counts: How many clips each has found.
+
+    Raises:
+        DataError: Names the processes that differ from the first.
+    """
+    others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        found = ", ".join(f"process {rank} {counts[rank]}" for rank in others[:5])
+        raise DataError(
+            f"the processes have not the same data: process 0 has found {counts[0]} clips, {found}, or with other "
+            f"labels or splits. Copy the data set to every machine, or put it where all see it"
+        )
 
 
 def read_run_config(run: Path) -> TrainConfig:
