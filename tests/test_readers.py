@@ -14,6 +14,7 @@ from PIL import Image
 
 from lean3d.data.readers import ArrayReader, FrameReader, VideoReader, open_video
 from lean3d.data.readers import video as video_module
+from lean3d.data.readers.base import FrameMemory
 from lean3d.data.readers.table import TableCache
 from lean3d.errors import ConfigError, DecodeError
 from video_files import broken_files, decode_all, moving_frames, set_matrix, write_video
@@ -271,6 +272,28 @@ def test_a_file_that_was_counted_before_needs_no_counting(tmp_path):
         with VideoReader(path) as video:
             assert video.num_frames == 12
             assert np.array_equal(video.get_frames([11, 4]).numpy(), full[[11, 4]])
+
+
+def test_memory_of_frames_is_used_again_when_nobody_has_it():
+    memory = FrameMemory(limit=3 * 2**20)
+    first = memory.empty(4, 512, 512)
+    place, first[:] = first.ctypes.data, 7
+    tensor = torch.from_numpy(first)
+    del first
+    other = memory.empty(4, 512, 512)
+    other[:] = 9
+    assert tensor.eq(7).all(), "a tensor still has it"
+    view = tensor[1:].numpy()
+    del tensor
+    third = memory.empty(4, 512, 512)
+    assert third.ctypes.data not in (place, other.ctypes.data), "so does a view"
+    del view
+    again = memory.empty(3, 512, 512)
+    assert again.ctypes.data == place and again.shape == (3, 512, 512)
+    assert memory.empty(2, 2, 2).nbytes == 8
+    several = [memory.empty(4, 512, 512) for _ in range(6)]
+    del several
+    assert sum(block.nbytes for block in memory._free.values()) <= 3 * 2**20
 
 
 def test_the_memory_of_tables_is_bounded(tmp_path):

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import torch
 
-from lean3d.data.readers.base import FORMATS, ClosesItself, Scaler, places_of
+from lean3d.data.readers.base import FORMATS, MEMORY, ClosesItself, Scaler, places_of
 from lean3d.errors import ConfigError
 
 
@@ -64,7 +64,7 @@ class ArrayReader(ClosesItself):
         """See `Reader.get_frames`."""
         places = places_of(indices, self.num_frames, size, channels)
         height, width = size or self.size
-        out = np.empty((len(indices), height, width, channels), np.uint8)
+        out = MEMORY.empty(len(indices), height, width, channels)
         own = self._frames.shape[-1]
         for index, rows in places.items():
             pixels = np.ascontiguousarray(self._frames[index])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from lean3d.data.readers.base import ClosesItself, Scaler, places_of
+from lean3d.data.readers.base import MEMORY, ClosesItself, Scaler, places_of
 from lean3d.errors import ConfigError, DecodeError
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
@@ -89,7 +89,7 @@ class FrameReader(ClosesItself):
         """See `Reader.get_frames`."""
         places = places_of(indices, self.num_frames, size, channels)
         height, width = size or self.size
-        out = np.empty((len(indices), height, width, channels), np.uint8)
+        out = MEMORY.empty(len(indices), height, width, channels)
         for index, rows in places.items():
             frame = av.VideoFrame.from_ndarray(self._picture(index), format="rgb24")
             out[rows] = self._scaler(frame, height, width, channels)

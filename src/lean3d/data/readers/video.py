@@ -22,7 +22,7 @@ import torch
 from av.sidedata.sidedata import Type as SideData
 
 from lean3d.data.readers.av1 import Av1References
-from lean3d.data.readers.base import ClosesItself, Scaler, places_of
+from lean3d.data.readers.base import MEMORY, ClosesItself, Scaler, places_of
 from lean3d.data.readers.table import INTRA_CODECS, NONE, FrameTable, TableCache, is_cut_off, read_table
 from lean3d.errors import DecodeError
 
@@ -143,7 +143,7 @@ class VideoReader(ClosesItself):
         height, width = size or own
         stored = (width, height) if turned else (height, width)
         with self._errors():
-            out = np.empty((len(indices), height, width, channels), np.uint8)
+            out = MEMORY.empty(len(indices), height, width, channels)
             for index, frame in self._decode(list(places)):
                 pixels = self._scaler(frame, *stored, channels)
                 if turned:
@@ -295,8 +295,11 @@ class VideoReader(ClosesItself):
         """The frames that are missing, which the caller takes out of it, until none is or no more can come."""
         if self._ended or not self._goes_on(run):
             self._go_to(run.row)
-        context, intra, marks = self._context, self.codec in INTRA_CODECS, self.codec in MARKS_UNREFERENCED
+        context = self._context
+        context.skip_frame = "DEFAULT"
         sparse = len(missing) < run.last - self._next  # else there is nothing to leave out
+        intra = self.codec in INTRA_CODECS
+        marks = self.codec in MARKS_UNREFERENCED and sparse
         av1 = self._av1 if self.codec == "av1" and sparse else None
         beyond = math.inf if may_end else max(run.wanted)  # what the next call may ask for
         while missing and not self._ended:
