@@ -131,12 +131,22 @@ class Eval:
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what is to be seen in videos: for each as a whole, and for each window of a long one."""
+    """Say what is to be seen in videos: for each as a whole, and for each window of a long one.
+
+    Of very many videos: lean3d predict RUN --engine ray 'shards/*.tar' --out DIR
+    """
 
     run: Annotated[Positional[str], arg(metavar="RUN|FILE")]
     """A run's folder, or a .safetensors file."""
     videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO|FOLDER ...", help_behavior_hint="")]
-    """Video files, folders of pictures, or folders with videos anywhere in them."""
+    """Video files, folders of pictures, or folders with videos anywhere in them; with Ray also patterns and shards."""
+    engine: Literal["local", "ray"] = "local"
+    """ray: on a cluster of machines by Ray Data (RAY_ADDRESS), or on all cores; it needs --out, and goes on where a run
+    before was stopped."""
+    out: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """With --engine ray: the folder for Parquet files."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="")] = None
+    """With --engine ray: processes, each with a model (default: one for each CPU or GPU)."""
     top_k: int = 5
     """Classes to name."""
     json: bool = False

@@ -112,6 +112,10 @@ def predict(argv: Sequence[str]) -> int:
     args = parse(Predict, argv)
     if not args.videos:
         raise ConfigError(f"which video? Name a file or a folder: lean3d predict {args.run} clip.mp4")
+    if args.engine == "ray":
+        return _predict_many(args)
+    if args.out or args.workers:
+        raise ConfigError("--out and --workers go with --engine ray; annotated videos go to --video")
     from lean3d import predict as room
     from lean3d.data.dataset import BadFile
 
@@ -375,6 +379,36 @@ def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], com
     for file in results.bad[:5]:
         out.print(f"bad: {file.path}: {file.reason}", style="red", soft_wrap=True, markup=False)
     out.print(f"\nresults  {path}", soft_wrap=True)
+    return 0
+
+
+def _predict_many(args: Predict) -> int:
+    if not args.out or args.video:
+        words = shlex.join(args.videos)
+        raise ConfigError(
+            "--engine ray writes Parquet files to --out, and no videos: "
+            f"lean3d predict {args.run} --engine ray {words} --out DIR"
+        )
+    from lean3d import batch
+
+    done = batch.run(
+        args.run,
+        args.videos,
+        args.out,
+        top_k=args.top_k,
+        stride=args.stride,
+        device=args.device,
+        fast=args.fast,
+        workers=args.workers,
+        quiet=args.json,
+    )
+    if args.json:
+        print(json.dumps({"out": str(done.out), "videos": done.videos, "bad_files": len(done.bad_files)}))
+        return 0
+    before = f" ({done.before} from before)" if done.before else ""
+    out.print(f"{done.videos} videos{before}, {len(done.bad_files)} bad\n\npredictions  {done.out}/part-*.parquet")
+    if done.bad_files:
+        out.print(f"bad files    {done.out / batch.BAD_FILE}", soft_wrap=True)
     return 0
 
 
