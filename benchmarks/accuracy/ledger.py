@@ -23,7 +23,7 @@ from typing import Any
 from lean3d.errors import Lean3dError
 
 
-class TestReadTwiceError(Lean3dError):
+class ReadTwiceError(Lean3dError):
     """A row wanted to look at its test clips again."""
 
 
@@ -42,19 +42,19 @@ class Ledger:
             test: SHA-256 of the test clips.
 
         Raises:
-            TestReadTwiceError: The row has its result, or began a test with other weights or clips.
+            ReadTwiceError: The row has its result, or began a test with other weights or clips.
         """
         with self._locked():
             entries = self.entries(row)
             if any(entry["event"] == "closed" for entry in entries):
-                raise TestReadTwiceError(
+                raise ReadTwiceError(
                     f"row {row} has read its test clips and has its result: choices are made on val; what is new "
                     f"needs a row of its own ({self.path})"
                 )
             if not entries:
                 self._append({"row": row, "event": "opened", "model": model, "test": test})
             elif (entries[-1]["model"], entries[-1]["test"]) != (model, test):
-                raise TestReadTwiceError(
+                raise ReadTwiceError(
                     f"row {row} began to read its test clips with weights {entries[-1]['model'][:12]} and clips "
                     f"{entries[-1]['test'][:12]}, and now comes with {model[:12]} and {test[:12]} ({self.path})"
                 )
@@ -63,11 +63,11 @@ class Ledger:
         """Write down that a row's result is kept.
 
         Raises:
-            TestReadTwiceError: The row did not open its test, or closed it before.
+            ReadTwiceError: The row did not open its test, or closed it before.
         """
         with self._locked():
             if [entry["event"] for entry in self.entries(row)] != ["opened"]:
-                raise TestReadTwiceError(f"row {row} has no open test in {self.path}")
+                raise ReadTwiceError(f"row {row} has no open test in {self.path}")
             self._append({"row": row, "event": "closed", "result": digest(result)})
 
     def check(self, row: str, result: Any) -> bool:

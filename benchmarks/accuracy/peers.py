@@ -19,7 +19,7 @@ from lean3d.config import TrainConfig, to_dict
 from lean3d.data.loader import test_loader
 from lean3d.data.manifest import Clip, read_manifest
 from lean3d.data.transforms import normalize
-from lean3d.errors import ConfigError, MissingDependencyError
+from lean3d.errors import ConfigError
 from lean3d.evaluate import evaluate
 from lean3d.models import VideoNet, model_from_config
 from lean3d.models.registry import register_model
@@ -78,7 +78,7 @@ def movinet_a0(
         from movinets import MoViNet
         from movinets.config import _C
     except ImportError as error:
-        raise MissingDependencyError(
+        raise ConfigError(
             f"MoViNet needs a checkout of github.com/Atze00/MoViNet-pytorch, einops and fvcore on PYTHONPATH: {error}"
         ) from error
     if width != 1:

@@ -98,9 +98,9 @@ def run(row: Row, places: Places, *, accelerator: str = "cpu") -> Result:
 
     Raises:
         Interrupted: A signal came; called again, it goes on.
-        TestReadTwiceError: Its test clips were read before by other weights.
+        ReadTwiceError: Its test clips were read before by other weights.
         DataError: The clips are not there, or have changed since the row began.
-        MissingDependencyError: The net comes from a package that is not there.
+        ConfigError: The net comes from a package that is not there.
     """
     store = Store(places.results)
     data = parts(row.task, row.share, row.seed, places)

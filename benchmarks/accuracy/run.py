@@ -22,16 +22,17 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import peers
 import rows
 import seconds
 import torch
-from ledger import TestReadTwiceError
+from ledger import ReadTwiceError
 from rich.console import Console
 from rich.table import Table as Shown
-from studies import EPOCHS, TABLES, Row, Table, multiplications, width_of
+from studies import EPOCHS, TABLES, X3D_S, Row, Table, multiplications, width_of
 from tasks import VAL_SHARE, Places, default_clips
 
-from lean3d.errors import ConfigError, DataError, MissingDependencyError, did_you_mean
+from lean3d.errors import ConfigError, DataError, did_you_mean
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,7 +102,7 @@ def _run(wanted: list[Row], places: Places, store: rows.Store, device: str, cons
             began = time.monotonic()
             try:
                 result = rows.run(row, places, accelerator=device)
-            except (MissingDependencyError, DataError, TestReadTwiceError) as error:
+            except (ConfigError, DataError, ReadTwiceError) as error:
                 passed_over[row.name] = str(error)
                 console.print(f"{row.name}: passed over: {error}", markup=False)
                 continue
@@ -130,9 +131,11 @@ def hours(left: Sequence[Row], results: dict[str, rows.Result]) -> float:
 
 def _seconds_a_clip(row: Row) -> float:
     """What a training step takes by rule of thumb: some for memory, some for multiplications."""
-    if row.net.model in ("linear_pixels", "movinet_a0"):  # in closed form; about as large as X3D-S, which took this
-        return 0.0 if row.net.model == "linear_pixels" else 0.1
-    return 0.015 + 0.2e-9 * multiplications(row.net.model, tuple(row.net.options.items()), width_of(row.net))
+    if row.net.model in peers.FITTED:
+        return 0.0
+    net = X3D_S if row.net.model == "movinet_a0" else row.net  # about as large, and may not be there
+    counted = multiplications(net.model, tuple(net.options.items()), width_of(net))
+    return row.net.scale**2 * (0.015 + 0.2e-9 * counted)
 
 
 def _overview(tables: dict[str, Table], store: rows.Store) -> Shown:

@@ -22,7 +22,7 @@ from tasks import Places
 
 from lean3d import fast
 from lean3d.bench import machine
-from lean3d.errors import MissingDependencyError
+from lean3d.errors import ConfigError
 from lean3d.models import VideoNet, model_from_config
 
 ROUNDS = 15
@@ -53,7 +53,7 @@ def measure(wanted: Iterable[Row], places: Places, *, console: Console, rounds: 
             continue
         try:
             net = _randomised(model_from_config(model_config, 10))
-        except MissingDependencyError as error:
+        except ConfigError as error:
             console.print(f"{row.net.label}: passed over: {error}", markup=False)
             continue
         spec = net.input_spec

@@ -37,6 +37,8 @@ class Net:
     options: dict[str, Scalar] = field(default_factory=dict)
     width: float = WIDTH
     as_costly_as: Net | None = None
+    scale: int = 1
+    """How many times higher and wider its clips are than the task's, for nets that are made for large ones."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Row:
             name=self.net.model,
             num_frames=task.num_frames,
             sampling_rate=task.sampling_rate,
-            size=task.size,
+            size=(task.size[0] * self.net.scale, task.size[1] * self.net.scale),
             in_channels=task.channels,
             width=width_of(self.net),
             dropout=base.model.dropout,
@@ -205,9 +207,10 @@ _OTHER_WIDTHS = tuple(
 )
 
 X3D_S = Net("X3D-S", "x3d_s", width=1.0)
+X3D_S_LARGE = Net("X3D-S, clips of twice the size", "x3d_s", width=1.0, scale=2)
 R2PLUS1D_18 = Net("R(2+1)D-18", "r2plus1d_18")
 R2PLUS1D_18_FULL = Net("R(2+1)D-18, full width", "r2plus1d_18", width=1.0)
-MOVINET_A0 = Net("MoViNet-A0", "movinet_a0", width=1.0)
+MOVINET_A0 = Net("MoViNet-A0, clips of twice the size", "movinet_a0", width=1.0, scale=2)  # the least that it takes
 LINEAR = Net("linear on pixels", "linear_pixels", width=1.0)
 
 
@@ -331,6 +334,7 @@ TABLES = {
                 C3D_LIGHT,
                 SMALLBIG_18,
                 X3D_S,
+                X3D_S_LARGE,
                 MOVINET_A0,
                 R2PLUS1D_18,
                 R2PLUS1D_18_FULL,

@@ -1,0 +1,360 @@
+"""Make the tables and pictures of docs/accuracy.md from the kept JSON lines.
+
+    python benchmarks/accuracy/tables.py            # rewrites the part of the page between its marks, and its pictures
+
+A cell is the mean over seeds, and with three seeds or more their standard deviation. A result that the ledger doesn't
+vouch for stops it: its test clips were read otherwise than once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rows
+import run
+import seconds
+import studies
+from matplotlib.figure import Figure
+from probes import PROBES
+from studies import TABLES, Net, Row, Table
+from tasks import Places
+
+from lean3d.errors import DataError
+
+ROOT = Path(__file__).parents[2]
+MARKS = ("<!-- tables -->", "<!-- /tables -->")
+NEAR = 0.9
+"""Share of the final accuracy on val whose first epoch is counted."""
+ENOUGH = 3
+"""Seeds from which on a spread is given."""
+CEILING = 0.95
+"""The papers' claims are looked at where the heavy net is below this."""
+
+PAIRS = (
+    ("C3D", "light C3D", 7.4, 11.0, 3.0),
+    ("C3D", "light C3D + TRG", 7.4, 11.0, 3.0),
+    ("SlowFast", "light SlowFast", 2.3, 3.6, 6.3),
+    ("SlowFast", "light SlowFast + TRG", 2.3, 3.6, 6.3),
+)
+"""Heavy net, light net, and the paper's claim: times fewer weights, times less work, points of top-1."""
+
+Result = rows.Result
+Lines = list[str]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What there is, and where."""
+
+    results: dict[str, Result]
+    milliseconds: dict[str, float]
+    """By net and clip."""
+
+    def of(self, row: Row) -> Result | None:
+        """A row's result; None where there is none yet."""
+        result = self.results.get(rows.key(row))
+        return result if result is None or not row.tested or "test" in result else None
+
+
+def read(folder: Path, *, threads: int = 2) -> Kept:
+    """All results, each looked up in the ledger.
+
+    Raises:
+        DataError: A result says what the ledger doesn't.
+    """
+    store = rows.Store(folder)
+    results = store.read()
+    for name, result in results.items():
+        if "test" in result and not store.ledger.check(name, result["test"]):
+            raise DataError(f"the ledger in {folder} does not vouch for the test of row {name} ({result['net']})")
+    measured = seconds.read(Places(folder, folder, folder))
+    return Kept(results, {net: m["ms"] for (net, _, number), m in measured.items() if number == threads})
+
+
+def page_part(kept: Kept, pictures: Path, tables: Iterable[Table] = TABLES.values()) -> str:
+    """The generated part of the page; pictures are written to a folder beside it."""
+    parts: Lines = []
+    waiting: Lines = []
+    for table in tables:
+        wanted = table.rows()
+        done = [(row, result) for row in wanted if (result := kept.of(row)) is not None]
+        if done:
+            parts += [f"### {table.question}", "", _state(table, len(done), len(wanted)), ""]
+            parts += _choices(done) if table.choice else _answers(table, done, kept, pictures)
+        if len(done) < len(wanted):
+            left = [row for row in wanted if kept.of(row) is None]
+            waiting.append(
+                f"| `{table.name}` | {table.question} | {len(wanted)} | {len(done)} | "
+                f"{run.hours(left, kept.results):.0f} |"
+            )
+    claims = _claims(kept)
+    if claims:
+        parts = ["### The paper's claims, as far as there are rows", "", *claims, "", *parts]
+    if waiting:
+        parts += [
+            "### Not yet",
+            "",
+            "| table | question | rows | done | processor hours left |",
+            "|---|---|--:|--:|--:|",
+        ]
+        parts += [*waiting, ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _state(table: Table, done: int, wanted: int) -> str:
+    what = "all rows" if done == wanted else f"{done} of {wanted} rows so far"
+    return f"`python benchmarks/accuracy/run.py {table.name}`; {what}."
+
+
+# ---- nets by shares
+
+
+def _answers(table: Table, done: Sequence[tuple[Row, Result]], kept: Kept, pictures: Path) -> Lines:
+    """For each task: accuracies, what nets rely on, the course of training, confusions, pictures."""
+    parts: Lines = []
+    for task in dict.fromkeys(row.task.name for row, _ in done):
+        here = [(row, result) for row, result in done if row.task.name == task]
+        shares = sorted({row.share for row, _ in here})
+        nets = [net for net in table.nets if any(row.net == net for row, _ in here)]
+        videos = here[0][1]["test"]["videos"]
+        parts += [
+            f"**{task}**, top-1 on {videos} test clips by share of the training clips (at 0.9, {videos} clips alone "
+            f"make {math.sqrt(0.09 / videos):.3f} of standard error)",
+            "",
+        ]
+        heads = ["net", "width", "weights (M)", "fast (G)", "ms", *(f"{share} %" for share in shares)]
+        lines = []
+        for net in nets:
+            own = [(row, result) for row, result in here if row.net == net]
+            cells = [_cell(r["test"]["top1"] for row, r in own if row.share == share) for share in shares]
+            lines.append([net.label, *_price(own[0], kept), *cells])
+        parts += _markdown(heads, lines)
+        top = max(shares)
+        parts += _relies_on(nets, [(row, r) for row, r in here if row.share == top], top)
+        parts += _confusions([r for row, r in here if row.share == top], top)
+        picture = _picture(table, task, nets, here, kept, pictures)
+        if picture:
+            parts += [f"![{table.question}, {task}]({picture})", ""]
+    return parts
+
+
+def _price(one: tuple[Row, Result], kept: Kept) -> list[str]:
+    row, result = one
+    ms = kept.milliseconds.get(seconds.net_key(seconds.rows_model(row)))
+    return [
+        f"{studies.width_of(row.net):g}",
+        f"{result['weights'] / 1e6:.3f}",
+        f"{result['multiplications'] / 1e9:.3f}",
+        "-" if ms is None else f"{ms:.2f}",
+    ]
+
+
+def _relies_on(nets: Sequence[Net], here: Sequence[tuple[Row, Result]], share: int) -> Lines:
+    """Accuracy under the probes, and epochs to most of the final accuracy."""
+    heads = ["net", "as it is", *PROBES, f"epochs to {NEAR:.0%}"]
+    lines = []
+    for net in nets:
+        own = [result for row, result in here if row.net == net]
+        if own:
+            cells = [_cell(r["test"]["top1"] for r in own)]
+            cells += [_cell(r["test"]["probes"][probe] for r in own) for probe in PROBES]
+            lines.append([net.label, *cells, _cell((epochs_to(r["val_top1_by_epoch"]) for r in own), digits=0)])
+    title = f"The same at {share} % with the test clips changed, and epochs until {NEAR:.0%} of the final val accuracy"
+    return [title, "", *_markdown(heads, lines)]
+
+
+def epochs_to(course: Sequence[float], share: float = NEAR) -> int:
+    """The first epoch, from 1, whose accuracy is at least this share of the last epoch's."""
+    return next(number for number, top1 in enumerate(course, 1) if top1 >= share * course[-1])
+
+
+def _confusions(results: Sequence[Result], share: int, most: int = 5) -> Lines:
+    """What the net that is best on val takes for what, over its seeds."""
+    by_net: dict[str, list[Result]] = defaultdict(list)
+    for result in results:
+        by_net[result["net"]].append(result)
+    if not by_net:
+        return []
+    best = max(by_net, key=lambda net: statistics.mean(r["val"]["top1"] for r in by_net[net]))
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for result in by_net[best]:
+        names = result["test"]["classes"]
+        for true, line in zip(names, result["test"]["confusion"], strict=True):
+            for guess, number in zip(names, line, strict=True):
+                if guess != true and number:
+                    counts[true, guess] += number
+    if not counts:
+        return []
+    worst = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+    said = ", ".join(f"{true} as {guess} ({number})" for (true, guess), number in worst)
+    return [f"Most confused at {share} % by {best}, the best on val: {said}.", ""]
+
+
+def _picture(
+    table: Table,
+    task: str,
+    nets: Sequence[Net],
+    here: Sequence[tuple[Row, Result]],
+    kept: Kept,
+    folder: Path,
+) -> str | None:
+    """Accuracy over training clips, multiplications and milliseconds; a path from the page, or None for one net."""
+    if len(nets) < 2:
+        return None
+    shares = sorted({row.share for row, _ in here})
+    timed = all(seconds.net_key(seconds.rows_model(row)) in kept.milliseconds for row, _ in here)
+    views: list[tuple[str, Callable[[Row, Result], float]]] = []
+    if len(shares) > 1:
+        views.append(("training clips", lambda row, result: result["clips"]["train"]))
+    views.append((f"multiplications (G), {max(shares)} % of the clips", lambda row, r: r["multiplications"] / 1e9))
+    if timed:
+        views.append(
+            (
+                f"ms in lean3d.fast, {max(shares)} % of the clips",
+                lambda row, r: kept.milliseconds[seconds.net_key(seconds.rows_model(row))],
+            )
+        )
+    figure = Figure(figsize=(5.2 * len(views), 4.4), layout="constrained")
+    for place, (label, across) in enumerate(views, 1):
+        axes = figure.add_subplot(1, len(views), place)
+        for number, net in enumerate(nets):
+            points: dict[float, list[float]] = defaultdict(list)
+            for row, result in here:
+                if row.net == net and (label == "training clips" or row.share == max(shares)):
+                    points[across(row, result)].append(result["test"]["top1"])
+            xs = sorted(points)
+            means = [statistics.mean(points[x]) for x in xs]
+            spread = [statistics.stdev(points[x]) if len(points[x]) > 1 else 0.0 for x in xs]
+            marker = "osD^vPX*"[number // 10 % 8]
+            axes.errorbar(xs, means, spread, label=net.label, marker=marker, capsize=3, color=f"C{number % 10}")
+        axes.set_xscale("log")
+        axes.set_xlabel(label)
+        axes.set_ylabel("top-1, test")
+        axes.grid(alpha=0.3)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"accuracy-{table.name}-{task}.png"
+    figure.savefig(folder / name, dpi=80, metadata={"Software": None})
+    return f"{folder.name}/{name}"
+
+
+# ---- variants to choose from, and claims
+
+
+def _choices(done: Sequence[tuple[Row, Result]]) -> Lines:
+    """What each trick changes on val, paired by net, task, share and seed."""
+    first = done[0][0].trick.label if done else ""
+    by_trick: dict[str, dict[tuple[str, str, int, int], float]] = defaultdict(dict)
+    for row, result in done:
+        by_trick[row.trick.label][row.net.label, row.task.name, row.share, row.seed] = result["val"]["top1"]
+    nets = list(dict.fromkeys(row.net.label for row, _ in done))
+    lines = []
+    for trick, found in by_trick.items():
+        cells = []
+        for wanted in (*nets, None):
+            pairs = [
+                100 * (value - by_trick[first][place])
+                for place, value in found.items()
+                if wanted in (None, place[0]) and place in by_trick[first]
+            ]
+            cells.append(_cell(pairs, digits=1, signed=True) if trick != first else "0")
+        lines.append([trick, *cells])
+    return ["Points of top-1 on val against the recipe as it is", "", *_markdown(["change", *nets, "all"], lines)]
+
+
+def _claims(kept: Kept) -> Lines:
+    """Heavy against light: how many times less, and points of accuracy where the heavy net is below the ceiling."""
+    places: dict[str, dict[tuple[str, int, int], Result]] = defaultdict(dict)
+    for result in kept.results.values():
+        if "test" in result and result["recipe"] == "light":
+            places[result["net"]][result["task"], result["share"], result["seed"]] = result
+    lines = []
+    for heavy, light, weights, work, points in PAIRS:
+        both = sorted(set(places[heavy]) & set(places[light]))
+        by_place: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+        for place in both:
+            accuracies = tuple(places[net][place]["test"]["top1"] for net in (heavy, light))
+            by_place[place[:2]].append(accuracies)  # type: ignore[arg-type]
+        open_places = {
+            place: pairs for place, pairs in by_place.items() if statistics.mean(h for h, _ in pairs) < CEILING
+        }
+        if not open_places:
+            continue
+        gains = [100 * statistics.mean(b - a for a, b in pairs) for pairs in open_places.values()]
+        one, other = places[heavy][both[0]], places[light][both[0]]
+        where = ", ".join(f"{task} {share} % ({len(pairs)})" for (task, share), pairs in open_places.items())
+        lines.append(
+            [
+                f"{heavy} / {light}",
+                f"{one['weights'] / other['weights']:.1f}x ({weights}x)",
+                f"{one['macs'] / other['multiplications']:.1f}x ({work}x)",
+                f"{statistics.mean(gains):+.1f} (+{points})",
+                where,
+            ]
+        )
+    if not lines:
+        return []
+    heads = ["heavy / light", "fewer weights (claim)", "its MACs / fast (claim)", "points (claim)", "over (seeds)"]
+    return [
+        f"Mean over tasks and shares where the heavy net is below {CEILING:.0%}, at equal width.",
+        "",
+        *_markdown(heads, lines),
+    ]
+
+
+# ---- text
+
+
+def _cell(values: Iterable[float], *, digits: int = 3, signed: bool = False) -> str:
+    """A mean, its spread where there are enough values, else how many there are."""
+    values = list(values)
+    if not values:
+        return "-"
+    mean = f"{statistics.mean(values):{'+' if signed else ''}.{digits}f}"
+    if len(values) >= ENOUGH:
+        return f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    return f"{mean} ({len(values)})"
+
+
+def _markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> Lines:
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|---|" + "--:|" * (len(heads) - 1),
+        *("| " + " | ".join(line) + " |" for line in lines),
+        "",
+    ]
+
+
+def write(page: Path, part: str) -> None:
+    """Put the generated part between the page's marks.
+
+    Raises:
+        DataError: The page lacks them.
+    """
+    text = page.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not mark or not end:
+        raise DataError(f"{page} has no part between {MARKS[0]} and {MARKS[1]}")
+    page.write_text(f"{before}{MARKS[0]}\n\n{part}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def main(words: Sequence[str] | None = None, tables: Iterable[Table] = TABLES.values()) -> None:
+    """Read, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "accuracy")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "accuracy.md")
+    parser.add_argument("--threads", type=int, default=2, help="of the milliseconds that are shown")
+    args = parser.parse_args(words)
+    write(args.page, page_part(read(args.results, threads=args.threads), args.page.parent / "images", tables))
+
+
+if __name__ == "__main__":
+    main()
