@@ -24,8 +24,8 @@ from rich.table import Table
 from torch import Tensor
 
 import lean3d
-from lean3d.ops import conv3d, native, pool3d
-from lean3d.ops.fused_conv import algorithms, pack, pack_small_big, pack_stage_two
+from lean3d.ops import conv3d, max_pool3d, native, pool3d
+from lean3d.ops.fused_conv import TemporalConv, algorithms, pack, pack_small_big, pack_stage_two
 
 Run = Callable[[], Tensor]
 Case = tuple[str, str, float, Run, Run]
@@ -120,6 +120,34 @@ def separable() -> Iterator[Case]:
         yield "stage two", name, out.numel() * (9 + c) / 1e6, second, lambda p=both, x=x, y=out: p(x, y, relu=True)
 
 
+def blocks() -> Iterator[Case]:
+    """Stage two with what stands around it in C3D's light form: the first block's convolution in time, max pooling."""
+    for c, middle, o, t, size, window in [(3, 32, 64, 16, 112, (1, 2, 2)), (64, 64, 128, 16, 56, (2, 2, 2))]:
+        x, depthwise, weight = tensor(1, c, t, size, size), weights(middle, 1, 1, 3, 3), weights(o, middle, 1, 1, 1)
+        in_time = weights(middle, c, 3, 1, 1) if c < middle else None
+        bias, middle_bias = torch.randn(o), torch.randn(middle)
+        packed = pack_stage_two(
+            depthwise,
+            middle_bias,
+            weight,
+            bias,
+            padding=(0, 1, 1),
+            temporal=None if in_time is None else TemporalConv(in_time, middle_bias, padding=1, relu=True),
+            shrink=window,
+        )
+        out = torch.empty(packed.out_shape(x.shape), memory_format=torch.channels_last_3d)
+
+        def theirs(x=x, f=in_time, d=depthwise, b=middle_bias, w=weight, bias=bias, window=window) -> Tensor:
+            y = x if f is None else conv3d(x, f, b, padding=(1, 0, 0)).relu_()
+            y = conv3d(y, d, b, padding=(0, 1, 1), groups=len(d)).relu_()
+            return max_pool3d(conv3d(y, w, bias).relu_(), window, window)
+
+        name = f"{'3x1x1, ' if in_time is not None else ''}1x3x3, 1x1x1, pool {'x'.join(map(str, window))}, {c}->{o}"
+        each = (3 * c * middle if in_time is not None else 0) + 9 * middle + middle * o
+        macs = t * size**2 * each / 1e6
+        yield "block", f"{name}, {t}x{size}x{size}", macs, theirs, lambda p=packed, x=x, y=out: p(x, y, relu=True)
+
+
 def small_big() -> Iterator[Case]:
     """The three units of SmallBig-50's blocks."""
     for c, o, size, kernel, step, time_window in [
@@ -199,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=0.4, help="for each layer")
-    parser.add_argument("--only", default="", help="a group: pointwise, dense, depthwise, stage two, SmallBig")
+    parser.add_argument("--only", default="", help="a group: pointwise, dense, depthwise, stage two, block, SmallBig")
     args = parser.parse_args()
     if algorithms((1, 1, 1, 1, 1), stride=(1, 1, 1), padding=(0, 0, 0)) == []:
         raise SystemExit(f"the native kernels are {native.absence()}")
@@ -210,7 +238,7 @@ def main() -> None:
         rates[threads] = sgemm(args.seconds)
         table = Table("group", "layer", "torch, ms", "ours, ms", "ours, GFLOP/s", "ratio", "error")
         table.title = f"{threads} threads, sgemm {rates[threads]} GFLOP/s"
-        for cases in (pointwise(), dense(), separable(), small_big()):
+        for cases in (pointwise(), dense(), separable(), blocks(), small_big()):
             for case in cases:
                 if args.only not in case[0]:
                     continue
