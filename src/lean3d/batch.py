@@ -199,6 +199,7 @@ def _map(rows: list[dict[str, Any]], workers: int | None, settings: dict[str, An
     """What the workers say of each chunk, as it is done."""
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")

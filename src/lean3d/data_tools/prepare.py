@@ -89,7 +89,9 @@ class Encoded:
     size_bytes: int = 0
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
+    """A clip to encode: from which file or folder, to which file."""
+
     source: str
     target: str
     name: str
@@ -212,7 +214,7 @@ _DISK = "disk: "
 
 
 def encode(
-    job: _Job, *, short_side: int, gop: int, codec: Codec, quality: int, frame_template: str = "{:05d}.jpg"
+    job: Job, *, short_side: int, gop: int, codec: Codec, quality: int, frame_template: str = "{:05d}.jpg"
 ) -> Encoded:
     """Write one clip anew and compare it with its source; it appears at its target when it is whole.
 
@@ -312,7 +314,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     file.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def _jobs(manifest: Manifest, folder: Path) -> list[_Job]:
+def _jobs(manifest: Manifest, folder: Path) -> list[Job]:
     """For each clip its new file: the same path below the common folder, as mp4."""
     paths = [Path(clip.path) for clip in manifest.clips]
     source = Path(manifest.source)
@@ -325,7 +327,7 @@ def _jobs(manifest: Manifest, folder: Path) -> list[_Job]:
     ]
     count = Counter(plain)  # a.avi beside a.mov would be one file
     new = [str(short if count[short] == 1 else f"{name}.mp4") for short, name in zip(plain, names, strict=True)]
-    return [_Job(str(path), str(folder / name), name) for path, name in zip(paths, new, strict=True)]
+    return [Job(str(path), str(folder / name), name) for path, name in zip(paths, new, strict=True)]
 
 
 def _stamp(source: str) -> tuple[str, str]:
@@ -392,7 +394,7 @@ def _copy_annotations(manifest: Manifest, config: DataConfig, out: Path) -> None
             shutil.copy2(file, copy)
 
 
-def _pack(out: Path, manifest: Manifest, good: list[tuple[Clip, _Job]], shard_bytes: int, quiet: bool) -> None:
+def _pack(out: Path, manifest: Manifest, good: list[tuple[Clip, Job]], shard_bytes: int, quiet: bool) -> None:
     """Pack the clips of each split, shuffled, into its shards; then write index.csv, and remove the loose files."""
     for file in out.glob("*.tar"):  # of a packing that was killed
         file.unlink()
@@ -413,9 +415,9 @@ def _pack(out: Path, manifest: Manifest, good: list[tuple[Clip, _Job]], shard_by
     shutil.rmtree(out / LOOSE)
 
 
-def _portions(members: list[tuple[Clip, _Job]], shard_bytes: int) -> Iterator[list[tuple[Clip, _Job]]]:
+def _portions(members: list[tuple[Clip, Job]], shard_bytes: int) -> Iterator[list[tuple[Clip, Job]]]:
     """Parts of about `shard_bytes`, in order."""
-    some: list[tuple[Clip, _Job]] = []
+    some: list[tuple[Clip, Job]] = []
     size = 0
     for clip, job in members:
         some.append((clip, job))
@@ -427,7 +429,7 @@ def _portions(members: list[tuple[Clip, _Job]], shard_bytes: int) -> Iterator[li
         yield some
 
 
-def _write_shard(path: Path, manifest: Manifest, members: list[tuple[Clip, _Job]], first: int) -> list[str]:
+def _write_shard(path: Path, manifest: Manifest, members: list[tuple[Clip, Job]], first: int) -> list[str]:
     """Write one shard, which appears when it is whole.
 
     Returns:
