@@ -113,6 +113,7 @@ def fit_ridge(config: TrainConfig) -> dict[str, float]:
     y = nn.functional.one_hot(torch.cat(labels), len(manifest.classes)).double()
     x_mean, y_mean = x.mean(0), y.mean(0)
     gram = (x - x_mean) @ (x - x_mean).T
+    val = list(loader(manifest.select("val")))
     best: dict[str, float] = {}
     for ridge in RIDGES:
         amount = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
@@ -120,7 +121,7 @@ def fit_ridge(config: TrainConfig) -> dict[str, float]:
         with torch.no_grad():
             model.head.linear.weight.copy_(weight)
             model.head.linear.bias.copy_(y_mean - weight @ x_mean)
-        found = evaluate(model, loader(manifest.select("val")), manifest.classes)
+        found = evaluate(model, val, manifest.classes)
         if not best or found.top1 > best["val_top1"]:
             best = {"val_top1": found.top1, "val_loss": found.loss, "epoch": 0, "ridge": ridge}
             checkpoint.save_model(folder / checkpoint.MODEL_FILE, model, manifest.classes, to_dict(config))
