@@ -792,3 +792,64 @@ def test_the_command_explains_its_errors(run_folder, video, tmp_path, capsys):
         said = capsys.readouterr()
         assert leaving.value.code == 2 and message in " ".join(said.err.split()), (words, said.err)
         assert said.out == ""
+
+
+# ---- long ones
+
+
+def resident_mib() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_ten_minutes_at_real_time_in_bounded_memory_and_lateness():
+    seconds = float(os.environ.get("LEAN3D_LIVE_SECONDS", "600"))
+    net = small_net(sampling_rate=1, size=(112, 112), width=0.25, num_frames=16, num_classes=3)
+    session = Session(net, classes=CLASSES, device="cpu")
+    tracker = EventTracker(CLASSES, EventConfig(on=0.4, off=0.3))
+    memory, late = [], []
+    with serving("rtsp", length=int((seconds + 60) * FPS)) as server:
+        watch = session.watch(server.address, seconds=seconds)
+        last = -1
+        for result in watch:
+            for found in result.predictions:
+                tracker.update(found)
+            if result.frame is not None:
+                number = number_of(result.frame)
+                assert number > last % 2**12 or last % 2**12 > 3000  # the number has 12 bits
+                last = number
+                if not memory or len(late) % 250 == 0:
+                    memory.append(resident_mib())
+                late.append(result.grabber.counts.late)
+        counts = watch.grabbers[server.address].counts
+    early, at_end = memory[len(memory) // 5], memory[-1]
+    print(
+        f"{counts}\nmedian lateness {np.median(late) * 1e3:.0f} ms, 99 % below {np.quantile(late, 0.99) * 1e3:.0f} ms; "
+        f"memory {early:.0f} MiB after a fifth, {at_end:.0f} MiB at the end"
+    )
+    assert counts.frames + counts.left_out > 0.9 * (seconds - 10) * FPS
+    assert counts.stepped + counts.dropped == pytest.approx(counts.frames, abs=2 * FPS)
+    assert at_end < early + 20
+    half = len(late) // 2
+    assert np.median(late[half:]) < np.median(late[:half]) + 0.2 and np.median(late) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_eight_streams_at_once():
+    net = small_net(sampling_rate=1, size=(112, 112), width=0.25, num_frames=16, num_classes=3)
+    session = Session(net, classes=CLASSES, device="cpu")
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(serving("mpegts", length=1500)) for _ in range(8)]
+        watch = session.watch([server.address for server in servers], seconds=20)
+        for _ in watch:
+            pass
+        for grabber in watch.grabbers.values():
+            counts = grabber.counts
+            print(f"{grabber.name}: {counts}")
+            assert counts.frames > 100 and counts.stepped > 10
+            assert counts.stepped + counts.dropped == pytest.approx(counts.frames, abs=2 * FPS)

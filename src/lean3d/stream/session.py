@@ -35,6 +35,7 @@ from lean3d.data.readers.base import Scaler
 from lean3d.data.transforms import TestTransform, normalize
 from lean3d.errors import ConfigError, StreamingError
 from lean3d.models import NetStream, VideoNet
+from lean3d.stream.compiled import CompiledStep
 from lean3d.stream.grabber import Grabbed, Grabber, wait_for_frames
 from lean3d.stream.sampling import Sampler, longest_gap
 from lean3d.stream.sources import DEFAULT_FPS, Source, find_source, frame_of, shown_pixels, shown_size
@@ -136,7 +137,7 @@ class Session:
             opens tell their own.
         sampling_rate: Distance of the model's frames, in frames of the source; default: as in its training.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
-        fast: Compile a step's work for this machine's CPU, see `lean3d.fast.compile`.
+        fast: Compile a step's work for this machine's CPU, which takes a while the first time; see `CompiledStep`.
 
     Attributes:
         model: In eval mode, on `device`.
@@ -169,6 +170,7 @@ class Session:
         self.model = net.eval().to(self.device)
         self.classes = tuple(classes or map(str, range(net.spec["arguments"]["num_classes"])))
         self._net = _stream_of(net)
+        self._compiled = CompiledStep(self._net, spec.size) if fast else None
         if recipe is not None and recipe.data.sampling == "segments" and sampling_rate is None:
             raise StreamingError(
                 f"this model was trained on {spec.num_frames} frames spread over whole videos, so it can't tell how "
@@ -361,7 +363,7 @@ class Session:
             names = [name for part, _ in group for name in part]
             state = group[0][1] if len(group) == 1 else stack_states([state for _, state in group])
             frames = torch.stack([pixels[name] for name in names]).to(self.device)
-            logits, state = self._net.step(normalize(frames, self.model.input_spec), state)
+            logits, state = (self._compiled or self._net).step(normalize(frames, self.model.input_spec), state)
             self._groups.append((names, state))
             if logits is not None:
                 yield from zip(names, logits, strict=True)

@@ -1,0 +1,165 @@
+"""Frames per second of nets that run frame by frame, side by side at equal input: lean3d's, and others' stream forms.
+
+    python benchmarks/streams.py [--threads 1] [--size 112 112] [--rounds 5] [--fast] [--movinet FOLDER] [--co3d FOLDER]
+
+Every net gets the same frames, one at a time, batch 1, random weights, in eval mode; those of lean3d are `c3d_light` as
+the recipe `light` has it (5 layers, a quarter of the width), and at its full width, both causal. Times are CPU time
+(other programs' work doesn't count), the median of interleaved rounds, each the mean over 16 frames of a stream whose
+buffers are full.
+
+--movinet: MoViNet-A0's stream form (Kondratyuk et al., CVPR 2021, arXiv 2103.11511) from a checkout of
+github.com/Atze00/MoViNet-pytorch, whose files are imported from there; it needs the packages fvcore and einops.
+--co3d: CoX3D-S (Hedegaard & Iosifidis, ECCV 2022, arXiv 2106.00050) from a checkout of github.com/LukasHedegaard/co3d,
+on the package continual-inference. Each at the frames' size, which is not the one that it was made for.
+Prints a table and one JSON line, and keeps the rows in `benchmarks/results/streams.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import lean3d
+from lean3d.models import create_model
+from lean3d.recipes import get_recipe
+from lean3d.stream.compiled import CompiledStep
+
+LIGHT = get_recipe("light").model
+FRAMES = 16
+Step = Callable[[Tensor], Any]
+
+
+def lean3d_net(width: float, size: tuple[int, int], fast: bool) -> tuple[nn.Module, Step]:
+    """c3d_light in causal form, with the recipe's options."""
+    net = create_model(
+        LIGHT.name, num_classes=10, width=width, dropout=0.2, size=size, causal=True, **LIGHT.options
+    ).eval()
+    stream = net.stream()
+    runner: Any = CompiledStep(stream, size, quiet=True) if fast else stream
+    states = [stream.init_state()]
+
+    def step(frame: Tensor) -> None:
+        _, states[0] = runner.step(frame, states[0])
+
+    return net, step
+
+
+def movinet(folder: str) -> tuple[nn.Module, Step]:
+    """MoViNet-A0 with causal convolutions, whose buffers are in its modules."""
+    sys.path.insert(0, folder)
+    models = importlib.import_module("movinets.models")
+    config = importlib.import_module("movinets.config")
+    net = models.MoViNet(config._C.MODEL.MoViNetA0, causal=True, pretrained=False, num_classes=10).eval()
+    net.clean_activation_buffers()
+    return net, net
+
+
+def cox3d(folder: str, size: tuple[int, int]) -> tuple[nn.Module, Step]:
+    """CoX3D-S, with the settings of its README's table, on the modules of the package `continual-inference`."""
+    sys.path.insert(0, folder)
+    common = types.ModuleType("models.common")  # its own __init__ asks for a training framework
+    common.__path__ = [str(Path(folder) / "models/common")]
+    sys.modules["models.common"] = common
+    vars(common).update(vars(importlib.import_module("models.common.res")))
+    net = (
+        importlib.import_module("models.cox3d.modules.x3d")
+        .CoX3D(
+            dim_in=3,
+            image_size=size[0],
+            temporal_window_size=13,
+            num_classes=10,
+            x3d_conv1_dim=12,
+            x3d_conv5_dim=2048,
+            x3d_num_groups=1,
+            x3d_width_per_group=64,
+            x3d_width_factor=2.0,
+            x3d_depth_factor=2.2,
+            x3d_bottleneck_factor=2.25,
+            x3d_use_channelwise_3x3x3=True,
+            x3d_dropout_rate=0.5,
+            x3d_head_activation="softmax",
+            x3d_head_batchnorm=False,
+            x3d_fc_std_init=0.01,
+            x3d_final_batchnorm_zero_init=True,
+        )
+        .eval()
+    )
+    return net, lambda frame: net.forward_step(frame[:, :, 0])
+
+
+def main() -> None:
+    """Run, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--size", type=int, nargs=2, default=(112, 112))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--fast", action="store_true", help="lean3d's nets compiled, too")
+    parser.add_argument("--movinet", help="a checkout of Atze00/MoViNet-pytorch")
+    parser.add_argument("--co3d", help="a checkout of LukasHedegaard/co3d")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    size = tuple(args.size)
+    nets: dict[str, tuple[nn.Module, Step]] = {}
+    for width in (LIGHT.width, 1.0):
+        nets[f"c3d_light, light, width {width:g}"] = lean3d_net(width, size, False)
+        if args.fast:
+            nets[f"c3d_light, light, width {width:g}, fast"] = lean3d_net(width, size, True)
+    if args.movinet:
+        nets["MoViNet-A0, stream"] = movinet(args.movinet)
+    if args.co3d:
+        nets["CoX3D-S"] = cox3d(args.co3d, size)
+    frames = torch.randn(FRAMES, 1, 3, 1, *size)
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    with torch.inference_mode():
+        for _, step in nets.values():
+            for i in range(96):
+                step(frames[i % FRAMES])
+        for _ in range(args.rounds):
+            for name, (_, step) in nets.items():
+                start = time.process_time()
+                for frame in frames:
+                    step(frame)
+                times[name].append((time.process_time() - start) / FRAMES)
+    rows = [
+        {
+            "net": name,
+            "weights": sum(p.numel() for p in net.parameters()),
+            "threads": args.threads,
+            "size": list(size),
+            "ms": round(statistics.median(times[name]) * 1e3, 2),
+            "fps": round(1 / statistics.median(times[name]), 1),
+        }
+        for name, (net, _) in nets.items()
+    ]
+    table = Table("net", "weights (M)", "ms a frame", "frames/s", title=f"{size[0]}x{size[1]}, {args.threads} threads")
+    for row in rows:
+        table.add_row(row["net"], f"{row['weights'] / 1e6:.2f}", f"{row['ms']}", f"{row['fps']}")
+    Console().print(table)
+    result = {
+        "benchmark": "streams",
+        "torch": torch.__version__,
+        "lean3d": lean3d.__version__,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "rows": rows,
+    }
+    print(json.dumps(result))
+    path = Path(__file__).parent / "results/streams.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
