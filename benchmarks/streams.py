@@ -1,6 +1,6 @@
 """Frames per second of nets that run frame by frame, side by side at equal input: lean3d's, and others' stream forms.
 
-    python benchmarks/streams.py [--threads 1] [--size 112 112] [--rounds 5] [--fast] [--movinet FOLDER] [--co3d FOLDER]
+    python benchmarks/streams.py [--threads 1] [--size 112 112] [--rounds 5] [--movinet FOLDER] [--co3d FOLDER]
 
 Every net gets the same frames, one at a time, batch 1, random weights, in eval mode; those of lean3d are `c3d_light` as
 the recipe `light` has it (5 layers, a quarter of the width), and at its full width, both causal. Times are CPU time
@@ -35,24 +35,22 @@ from torch import Tensor, nn
 import lean3d
 from lean3d.models import create_model
 from lean3d.recipes import get_recipe
-from lean3d.stream.compiled import CompiledStep
 
 LIGHT = get_recipe("light").model
 FRAMES = 16
 Step = Callable[[Tensor], Any]
 
 
-def lean3d_net(width: float, size: tuple[int, int], fast: bool) -> tuple[nn.Module, Step]:
+def lean3d_net(width: float, size: tuple[int, int]) -> tuple[nn.Module, Step]:
     """c3d_light in causal form, with the recipe's options."""
     net = create_model(
         LIGHT.name, num_classes=10, width=width, dropout=0.2, size=size, causal=True, **LIGHT.options
     ).eval()
     stream = net.stream()
-    runner: Any = CompiledStep(stream, size, quiet=True) if fast else stream
     states = [stream.init_state()]
 
     def step(frame: Tensor) -> None:
-        _, states[0] = runner.step(frame, states[0])
+        _, states[0] = stream.step(frame, states[0])
 
     return net, step
 
@@ -106,7 +104,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, nargs=2, default=(112, 112))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--fast", action="store_true", help="lean3d's nets compiled, too")
     parser.add_argument("--movinet", help="a checkout of Atze00/MoViNet-pytorch")
     parser.add_argument("--co3d", help="a checkout of LukasHedegaard/co3d")
     args = parser.parse_args()
@@ -115,9 +112,7 @@ def main() -> None:
     size = tuple(args.size)
     nets: dict[str, tuple[nn.Module, Step]] = {}
     for width in (LIGHT.width, 1.0):
-        nets[f"c3d_light, light, width {width:g}"] = lean3d_net(width, size, False)
-        if args.fast:
-            nets[f"c3d_light, light, width {width:g}, fast"] = lean3d_net(width, size, True)
+        nets[f"c3d_light, light, width {width:g}"] = lean3d_net(width, size)
     if args.movinet:
         nets["MoViNet-A0, stream"] = movinet(args.movinet)
     if args.co3d:

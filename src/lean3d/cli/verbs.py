@@ -172,7 +172,7 @@ def stream(argv: Sequence[str]) -> int:
     from lean3d import stream as room
 
     words = [*args.source, *(room.read_list(args.sources) if args.sources else ())]
-    session = room.Session(args.model, sampling_rate=args.sampling_rate, device=args.device, fast=args.fast)
+    session = room.Session(args.model, sampling_rate=args.sampling_rate, device=args.device)
     channels = session.model.input_spec.channels
     done = room.run(
         session,
@@ -346,8 +346,8 @@ def _prepare(args: Prepare) -> int:
 
 def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], command: str) -> int:
     """Test a model frame by frame."""
-    if args.others or args.precision != "fp32":
-        raise ConfigError("--stream tests one model, in fp32: leave --with and --precision out")
+    if args.others or args.fast or args.precision != "fp32":
+        raise ConfigError("--stream tests one model, as it is, in fp32: leave --with, --fast and --precision out")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from lean3d import evaluate as room
@@ -355,7 +355,7 @@ def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], com
     from lean3d.stream import evaluate as streams
 
     config, manifest, split, clips = room.clips_to_test(found, changes, args.split)
-    session = Session(found, device=args.device, fast=args.fast)
+    session = Session(found, device=args.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("clips, then joined")
@@ -371,7 +371,6 @@ def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], com
         "checkpoint": room.describe_checkpoint(found),
         "data": room.describe_data(config, manifest, split),
         "events": to_dict(args.events),
-        "fast": args.fast,
         "versions": room.versions(),
     }
     path = streams.write(results, Path(args.out or found.path.parent) / "stream.json", about)

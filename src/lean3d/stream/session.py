@@ -27,7 +27,6 @@ import numpy as np
 import torch
 
 from lean3d import checkpoint as checkpoints
-from lean3d import fast as compiler
 from lean3d.blocks import State, map_state, stack_states, state_layout
 from lean3d.config import InputSpec
 from lean3d.data.dataset import decode_size
@@ -35,7 +34,6 @@ from lean3d.data.readers.base import Scaler
 from lean3d.data.transforms import TestTransform, normalize
 from lean3d.errors import ConfigError, StreamingError
 from lean3d.models import NetStream, VideoNet
-from lean3d.stream.compiled import CompiledStep
 from lean3d.stream.grabber import Grabbed, Grabber, wait_for_frames
 from lean3d.stream.sampling import Sampler, longest_gap
 from lean3d.stream.sources import DEFAULT_FPS, Source, find_source, frame_of, shown_pixels, shown_size
@@ -137,7 +135,6 @@ class Session:
             opens tell their own.
         sampling_rate: Distance of the model's frames, in frames of the source; default: as in its training.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
-        fast: Compile a step's work for this machine's CPU, which takes a while the first time; see `CompiledStep`.
 
     Attributes:
         model: In eval mode, on `device`.
@@ -145,7 +142,7 @@ class Session:
 
     Raises:
         StreamingError: The model can't run frame by frame as it is; says what to type.
-        ConfigError: A setting is out of range, or `fast` is asked for on another device.
+        ConfigError: A setting is out of range.
         CheckpointError: The checkpoint is missing or damaged.
     """
 
@@ -157,7 +154,6 @@ class Session:
         fps: float = DEFAULT_FPS,
         sampling_rate: int | None = None,
         device: str = "auto",
-        fast: bool = False,
     ):
         found = checkpoints.load(model) if isinstance(model, str | Path) else model
         recipe = None
@@ -166,11 +162,10 @@ class Session:
         else:
             net = found
         spec = net.input_spec
-        self.device = compiler.device(device) if fast else checkpoints.device(device)
+        self.device = checkpoints.device(device)
         self.model = net.eval().to(self.device)
         self.classes = tuple(classes or map(str, range(net.spec["arguments"]["num_classes"])))
         self._net = _stream_of(net)
-        self._compiled = CompiledStep(self._net, spec.size) if fast else None
         if recipe is not None and recipe.data.sampling == "segments" and sampling_rate is None:
             raise StreamingError(
                 f"this model was trained on {spec.num_frames} frames spread over whole videos, so it can't tell how "
@@ -363,7 +358,7 @@ class Session:
             names = [name for part, _ in group for name in part]
             state = group[0][1] if len(group) == 1 else stack_states([state for _, state in group])
             frames = torch.stack([pixels[name] for name in names]).to(self.device)
-            logits, state = (self._compiled or self._net).step(normalize(frames, self.model.input_spec), state)
+            logits, state = self._net.step(normalize(frames, self.model.input_spec), state)
             self._groups.append((names, state))
             if logits is not None:
                 yield from zip(names, logits, strict=True)
