@@ -49,8 +49,11 @@ sanitize: $(READY) ## build the native kernels with address and undefined-behavi
 demo: $(READY) ## make small videos, train a light net on them, test it, write a report (minutes)
 	$(BIN)/lean3d demo --out demo
 
+# Two processes of one thread each: as fast as two cores are, and what a test does with threads it says itself.
+QUICK_TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(READY) ## run the tests, without those that take minutes
-	$(BIN)/python -m pytest
+	$(QUICK_TESTS)
 
 test-all: $(READY) ## run all tests
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -60,7 +63,7 @@ check: $(READY) ## lint, format, types, import layers, tests: what has to be gre
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(QUICK_TESTS)
 
 bench: $(READY) ## run the benchmarks; what they find goes to benchmarks/results/
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done

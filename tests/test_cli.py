@@ -113,7 +113,7 @@ def test_version(lean3d):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "no verb 'trian': did you mean train?"),
+        (["trian"], "no verb 'trian': did you mean train"),
         (["train"], "which data? Give a folder"),
         (["train", "ligth"], "'ligth' is neither a recipe (did you mean light?) nor a folder or file that exists"),
         (["train", "light", "a", "b"], "a recipe and one folder or file of data, got light a b"),
