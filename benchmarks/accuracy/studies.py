@@ -21,7 +21,7 @@ from lean3d.models import cost, create_model
 from lean3d.recipes import get_recipe
 from lean3d.recipes.papers import study
 
-EPOCHS = {100: 40, 50: 50, 25: 60, 10: 80}
+EPOCHS = {100: 30, 50: 36, 25: 44, 10: 60}
 """By the share of the training clips; fewer clips are shown more often, each net alike."""
 SEEDS = (0, 1, 2)
 WIDTH = 0.25
