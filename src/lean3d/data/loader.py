@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data.dataset import BadFile, Sample, TestClips, TrainClips
@@ -280,7 +280,9 @@ class _Collate:
         clips = [sample.clip for sample in samples if sample.clip is not None]
         good = [sample for sample in samples if sample.clip is not None]
         return Batch(
-            torch.stack(clips) if clips else torch.empty(0, *self.shape, dtype=torch.uint8),
+            # In a worker it joins them in the memory that it shares with the trainer. Joined in its heap and copied
+            # there by the sending thread, batches left gaps behind that others did not fit into: fifty batches' worth.
+            default_collate(clips) if clips else torch.empty(0, *self.shape, dtype=torch.uint8),
             torch.tensor([sample.label for sample in good], dtype=torch.int64),
             torch.tensor([sample.index for sample in good], dtype=torch.int64),
             tuple(file for sample in samples for file in sample.bad),
