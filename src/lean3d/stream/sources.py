@@ -22,7 +22,7 @@ import numpy as np
 
 from lean3d.data.readers.base import FORMATS, Scaler
 from lean3d.data.readers.table import is_cut_off
-from lean3d.data.readers.video import _orientation
+from lean3d.data.readers.video import orientation
 from lean3d.errors import ConfigError, DecodeError
 
 DEFAULT_FPS = 25.0
@@ -406,7 +406,7 @@ def frame_of(pixels: np.ndarray) -> av.VideoFrame:
 
 def shown_size(frame: av.VideoFrame) -> tuple[int, int]:
     """Height and width of a frame as it is shown, turned as its display matrix says."""
-    turned = _orientation(frame)[0]
+    turned = orientation(frame)[0]
     return (frame.width, frame.height) if turned else (frame.height, frame.width)
 
 
@@ -419,7 +419,7 @@ def shown_pixels(frame: av.VideoFrame, scaler: Scaler, size: tuple[int, int], ch
         size: Height and width.
         channels: 3 for RGB, 1 for grey.
     """
-    turned, mirrored, upside_down = _orientation(frame)
+    turned, mirrored, upside_down = orientation(frame)
     stored = (size[1], size[0]) if turned else size
     pixels = scaler(frame, *stored, channels)
     if turned:

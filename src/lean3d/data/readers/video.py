@@ -238,7 +238,7 @@ class VideoReader(ClosesItself):
             with self._errors():
                 ((_, frame),) = self._decode([0])
             self._last_pts = sys.maxsize  # nobody asked for it
-            turned, *flips = _orientation(frame)
+            turned, *flips = orientation(frame)
             size = (frame.width, frame.height) if turned else (frame.height, frame.width)
             self._table.look = size, (turned, flips[0], flips[1])
         return self._table.look
@@ -457,10 +457,13 @@ def _check_file(path: Path) -> None:
         raise DecodeError(path, "the file is empty")
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How a stored picture becomes the shown one: swap its axes, then mirror it, then turn it upside down.
 
     The display matrix (nine numbers; ISO/IEC 14496-12, 8.3.2) sends a stored pixel (x, y) to (a x + c y, b x + d y).
+
+    Returns:
+        (turned, mirrored, upside down); all False for a frame without a matrix.
     """
     matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]
     if matrix is None:
