@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from lean3d.errors import ConfigError
 from lean3d.fast import choose, compiler
 from lean3d.fast.algorithms import algorithms
 from lean3d.fast.exact import exact
-from lean3d.fast.graph import Call, Conv, Gradient, MaxPool, SmallBig, StageTwo, Value
+from lean3d.fast.graph import Call, Conv, ConvPool, Gradient, MaxPool, SmallBig, StageTwo, Value
 from lean3d.fast.memory import Block, place
 from lean3d.fast.passes import simplify, ways
 from lean3d.fast.trace import trace
@@ -117,8 +118,9 @@ def test_the_zoo(name: str, kernels: bool) -> None:
 def test_every_algorithm_computes_its_layer(kernels: bool) -> None:
     """Not only those that are chosen: all algorithms of all operations that the zoo's kinds of nets have."""
     torch.manual_seed(0)
-    seen = set()
+    seen, seen_algorithms = set(), set()
     names = [
+        "c3d",
         "c3d_light",
         "smallbig50_extra",
         "i3d_r50_nl",
@@ -152,7 +154,10 @@ def test_every_algorithm_computes_its_layer(kernels: bool) -> None:
                         copies = [x.clone() for x in inputs]
                         kernel.run(copies, copies[i])
                         torch.testing.assert_close(copies[i], found, rtol=1e-4, atol=1e-4)
+                seen_algorithms.add(f"{type(op).__name__} {algorithm.name}")
     assert len(seen) > 100
+    if kernels:
+        assert {"ConvPool native F(4x1x1)", "SmallBig native F(1x4x4) shared"} <= seen_algorithms
 
 
 def layout(value: Value) -> torch.memory_format:
@@ -198,6 +203,9 @@ def test_passes_fuse_what_they_know() -> None:
     for time in (True, False):
         shrunk = nn.Sequential(FullySeparableBlock(8, 12, 3), ShrinkPool(time=time))
         assert kinds(shrunk, (1, 8, 5, 9, 9)) == [StageTwo]
+    for time, kind in ((False, [ConvPool]), (True, [Conv, MaxPool])):
+        assert kinds(nn.Sequential(nn.Conv3d(3, 8, 3), nn.ReLU(), ShrinkPool(time=time)), (1, 3, 5, 9, 9)) == kind
+    assert kinds(nn.Sequential(nn.Conv3d(32, 8, 3), ShrinkPool(time=False)), (1, 32, 5, 9, 9)) == [Conv, MaxPool]
     assert kinds(SmallBigUnit(8, 12, (1, 3, 3)), (1, 8, 4, 9, 9)) == [SmallBig]
     assert kinds(SmallBigUnit(8, 12, 1, pool=(None, 3, 3)), (1, 8, 4, 9, 9)) == [SmallBig]
     net = create_model("smallbig23", width=0.125, num_classes=5)
@@ -227,6 +235,29 @@ class Odd(nn.Module):
         z = torch.cat((b.relu_(), a), 1)
         z = F.hardswish(self.second(z))
         return self.strided(z), {"mean": z.mean((2, 3, 4)), "one": z[:, 0, 0].exp() + 1}
+
+
+def test_a_shared_convolution_is_known_by_its_weights() -> None:
+    graph = trace(seeded(SmallBigUnit(8, 12, (1, 3, 3))), [torch.randn(1, 8, 4, 9, 9)])
+    simplify(graph)
+    (unit,) = graph.ops
+    assert isinstance(unit, SmallBig) and unit.ratio is not None
+    torch.testing.assert_close(unit.big_weight, unit.ratio[:, None, None, None, None] * unit.weight)
+    one_other = unit.big_weight.clone()
+    one_other[3, 2, 0, 1, 1] *= 1.001
+    assert dataclasses.replace(unit, big_weight=one_other).ratio is None
+    assert dataclasses.replace(unit, weight=torch.zeros_like(unit.weight)).ratio is None
+
+
+def test_memory_has_a_price() -> None:
+    """A hundredth of a second is worth some megabytes of weights, a thousandth of that is not."""
+    torch.set_num_threads(1)
+    few, many = 2**20, 2**25
+    assert choose.Choice(["few"], 2e-2, 0.0, weights=few).price > choose.Choice(["many"], 1e-2, 0.0, weights=many).price
+    assert (
+        choose.Choice(["few"], 1.001e-2, 0.0, weights=few).price
+        < choose.Choice(["many"], 1e-2, 0.0, weights=many).price
+    )
 
 
 def test_any_module(kernels: bool) -> None:

@@ -15,6 +15,7 @@ from instruction_sets import each_isa
 from lean3d.blocks import FastConv3d
 from lean3d.errors import ConfigError
 from lean3d.ops import native
+from lean3d.ops.fast_conv import native_time
 from lean3d.ops.fast_conv.native import PackedFastConv, algorithms, pack
 from lean3d.ops.fast_conv.transforms import cook_toom
 
@@ -249,3 +250,60 @@ def test_the_layer_runs_on_it():
     assert native.last_backend("fast_conv3d") == "native"
     reference = F.conv3d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
     check(y, reference, (4, 4, 4))
+
+
+# ---- in time alone, around a direct kernel in the plane
+
+STEMS = [
+    # C, O, kernel, stride, padding, size
+    (3, 8, (5, 7, 7), (1, 2, 2), (2, 3, 3), (9, 22, 24)),
+    (3, 8, (5, 7, 7), (1, 2, 2), (0, 0, 1), (5, 21, 23)),
+    (1, 3, (3, 7, 7), (1, 2, 2), (1, 3, 3), (1, 9, 48)),
+    (3, 64, (3, 3, 3), (1, 1, 1), (1, 1, 1), (7, 13, 17)),
+    (16, 33, (3, 3, 5), (1, 1, 3), (2, 0, 4), (4, 8, 19)),
+    (5, 70, (5, 1, 3), (1, 1, 1), (1, 0, 1), (6, 4, 40)),
+]
+
+
+@pytest.mark.parametrize(("shrink", "ceil_mode"), [((1, 1), False), ((2, 2), False), ((2, 2), True), ((3, 5), True)])
+@pytest.mark.parametrize(("c", "o", "kernel", "stride", "padding", "size"), STEMS)
+def test_stems(c, o, kernel, stride, padding, size, shrink, ceil_mode, threads):
+    torch.manual_seed(0)
+    for isa in each_isa():
+        weight, bias, x = torch.randn(o, c, *kernel), torch.randn(o), clips(2, c, *size)
+        full = F.conv3d(x.double(), weight.double(), bias.double(), stride, padding)
+        residual = clips(*full.shape) if shrink == (1, 1) and not ceil_mode else None
+        reference = full if residual is None else full + residual.double()
+        if shrink == (1, 1):
+            reference = reference.relu()
+        reference = F.max_pool3d(reference, (1, *shrink), ceil_mode=ceil_mode)
+        shape = {"stride": stride, "padding": padding}
+        for name in native_time.algorithms(weight.shape, **shape):
+            conv = native_time.pack(weight, bias, **shape, algorithm=name, shrink=shrink, ceil_mode=ceil_mode)
+            assert conv.out_shape(x.shape) == reference.shape
+            out = blank(reference.shape)
+            y = conv(x, out, residual=residual, relu=shrink == (1, 1))
+            assert y is out, isa
+            error = (y.double() - reference).abs().max() / reference.abs().max()
+            assert error < (2e-5 if name == "F(4x1x1)" and kernel[0] == 5 else 5e-6), (isa, name)
+            if residual is not None:
+                in_place = residual.clone(memory_format=torch.preserve_format)
+                assert torch.equal(conv(x, in_place, residual=in_place, relu=True), y)
+
+
+def test_stems_refuse_what_they_can_not_do():
+    weight = torch.randn(8, 3, 5, 7, 7)
+    shape = {"stride": (1, 2, 2), "padding": (2, 3, 3)}
+    assert native_time.algorithms(weight.shape, **shape) == ["F(2x1x1)", "F(4x1x1)"]
+    assert native_time.algorithms((8, 17, 5, 7, 7), **shape) == []
+    assert native_time.algorithms(weight.shape, stride=(2, 2, 2), padding=(2, 3, 3)) == []
+    assert native_time.algorithms((8, 3, 5, 1, 1), stride=(1, 1, 1), padding=(2, 0, 0)) == []
+    with pytest.raises(ConfigError, match=r"must be one of \['F\(2x1x1\)', 'F\(4x1x1\)'\]"):
+        native_time.pack(weight, **shape, algorithm="direct")
+    with pytest.raises(ConfigError, match="bias must be"):
+        native_time.pack(weight, torch.zeros(3), **shape, algorithm="F(4x1x1)")
+    conv = native_time.pack(weight, **shape, algorithm="F(4x1x1)", shrink=(2, 2))
+    with pytest.raises(ConfigError, match="no residual"):
+        conv(clips(1, 3, 4, 16, 16), residual=clips(1, 8, 4, 8, 8))
+    with pytest.raises(ConfigError, match="less than a window"):
+        conv(clips(1, 3, 4, 2, 16))

@@ -10,16 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lean3d.fast.graph import Affine, Call, Concat, Conv, Elementwise, Gradient, MaxPool, Op, SmallBig, StageTwo
+from lean3d.fast.graph import (
+    Affine,
+    Call,
+    Concat,
+    Conv,
+    ConvPool,
+    Elementwise,
+    Gradient,
+    MaxPool,
+    Op,
+    SmallBig,
+    StageTwo,
+)
 from lean3d.ops import fast_conv, fused_conv, native
 from lean3d.ops.conv.op import fold_time
 from lean3d.ops.fast_conv import native as native_fast_conv
+from lean3d.ops.fast_conv import native_time
 from lean3d.ops.pool.op import max_pool3d, pool3d
 
 Run = Callable[[Sequence[Tensor], Tensor | None], Tensor]
@@ -51,11 +65,13 @@ class Algorithm:
         name: "native ..." or "torch ...".
         pack: makes the kernel.
         rounds: whether it may round more than the direct form.
+        weights: bytes of its packed weights, where they are many.
     """
 
     name: str
     pack: Callable[[], Kernel]
     rounds: bool = False
+    weights: int = 0
 
 
 def algorithms(op: Op) -> list[Algorithm]:
@@ -76,16 +92,20 @@ def backend() -> str:
 def _conv(op: Any) -> list[Algorithm]:
     found: list[Algorithm] = []
     shape = {"stride": op.stride, "padding": op.padding, "groups": op.groups}
-    for module, rounds in ((fused_conv, False), (native_fast_conv, True)):
+    for module, rounds in ((fused_conv, False), (native_fast_conv, True), (native_time, True)):
         for name in module.algorithms(op.weight.shape, **shape):
-            found.append(Algorithm(f"native {name}", _native_conv(op, module, name), rounds))
-    found += [Algorithm(f"torch {name}", _torch_conv(op, form)) for name, form in _forms(op)]
+            size = native_fast_conv.packed_size(op.weight.shape, name, op.stride) if rounds else op.weight.numel()
+            found.append(Algorithm(f"native {name}", _native_conv(op, module, name), rounds, 4 * size))
+    plain = 4 * op.weight.numel()
+    found += [Algorithm(f"torch {name}", _torch_conv(op, form), weights=plain) for name, form in _forms(op)]
     *_, kt, kh, kw = op.weight.shape
     wide = min(op.weight.shape[:2]) >= WIDE and op.groups == 1 and op.stride == (1, 1, 1)
     if wide and kh * kw > 1 and not native.available():
         tile = fast_conv.auto_tile(op.output.shape[2:], (kt, kh, kw))
         if max(tile) > 1:
-            found.append(Algorithm(f"torch {native_fast_conv.name_of(tile)}", _torch_fast_conv(op, tile), True))
+            name = native_fast_conv.name_of(tile)
+            size = native_fast_conv.packed_size(op.weight.shape, name, op.stride)
+            found.append(Algorithm(f"torch {name}", _torch_fast_conv(op, tile), True, 4 * size))
     return found
 
 
@@ -269,15 +289,33 @@ def _torch_fast_conv(op: Any, tile: Any) -> Callable[[], Kernel]:
 # ---- fused operations: in parts, see `passes.ways`, or by a native kernel
 
 
+def _conv_pool(op: Any) -> list[Algorithm]:
+    found = []
+    ceil_mode = op.output.shape[2:] != tuple(n // k for n, k in zip(op.between()[2:], op.shrink, strict=True))
+    shape = {"stride": op.stride, "padding": op.padding, "groups": op.groups}
+
+    def pack(name: str) -> Kernel:
+        conv = native_time.pack(op.weight, op.bias, **shape, algorithm=name, shrink=op.shrink[1:], ceil_mode=ceil_mode)
+        relu = op.relu
+        return Kernel(lambda inputs, out: conv(inputs[0], out, relu=relu), fills=True)
+
+    for name in native_time.algorithms(op.weight.shape, **shape):
+        found.append(Algorithm(f"native {name}", partial(pack, name), True))
+    return found
+
+
 def _small_big(op: Any) -> list[Algorithm]:
     if not native.available() or any(k is None for k in op.window[1:]):
         return []
-    found = [Algorithm("native unit", _native_small_big(op))]
-    shape = {"stride": op.stride, "padding": op.padding, "groups": 1}
-    if op.window[0] is not None:
-        both = (op.weight.shape[0], 2 * op.weight.shape[1], *op.weight.shape[2:])
-        for name in native_fast_conv.algorithms(both, **shape):
-            found.append(Algorithm(f"native {name} over both", _native_fast_small_big(op, name), True))
+    found = [Algorithm("native unit", _native_small_big(op), weights=8 * op.weight.numel())]
+    if op.window[0] is None:
+        return found
+    both = (op.weight.shape[0], 2 * op.weight.shape[1], *op.weight.shape[2:])
+    for name in native_fast_conv.algorithms(both, stride=op.stride, padding=op.padding):
+        size = 4 * native_fast_conv.packed_size(both, name, op.stride)
+        found.append(Algorithm(f"native {name} over both", _native_fast_small_big(op, name), True, size))
+        if op.ratio is not None:
+            found.append(Algorithm(f"native {name} shared", _native_shared_small_big(op, name), True, size // 2))
     return found
 
 
@@ -338,6 +376,31 @@ def _stage_two(op: Any) -> list[Algorithm]:
         return Kernel(run, fills=True, in_place=(1,))
 
     return [Algorithm("native stage two", pack)]
+
+
+def _native_shared_small_big(op: Any, name: str) -> Callable[[], Kernel]:
+    """x and what is pooled of it as two clips of one convolution, whose weights are there once and read once."""
+
+    def pack() -> Kernel:
+        conv = native_fast_conv.pack(op.weight, None, stride=op.stride, padding=op.padding, algorithm=name)
+        ratio, bias = (v.view(-1, 1, 1, 1) for v in (op.ratio, op.bias))
+        window, relu = op.window, op.relu
+        padding = tuple(k // 2 for k in window)
+
+        def run(inputs: Sequence[Tensor], out: Tensor | None) -> Tensor:
+            x, *residual = inputs
+            n = x.shape[0]
+            both = torch.empty((2 * n, *x.shape[1:]), memory_format=torch.channels_last_3d)
+            both[:n].copy_(x)
+            max_pool3d(x, window, padding=padding, out=both[n:])
+            y = conv(both)
+            z = torch.addcmul(y[:n], y[n:], ratio, out=y[:n]).add_(bias)
+            z = torch.add(z, residual[0], out=out) if residual else z
+            return torch.clamp_min(z, 0, out=out) if relu else z if out is None else out.copy_(z)
+
+        return Kernel(run, fills=True, in_place=(1,))
+
+    return pack
 
 
 # ---- pooling
@@ -511,6 +574,7 @@ def _call(op: Call) -> list[Algorithm]:
 
 _ALGORITHMS: dict[type, Callable[[Any], list[Algorithm]]] = {
     Conv: _conv,
+    ConvPool: _conv_pool,
     SmallBig: _small_big,
     StageTwo: _stage_two,
     MaxPool: _max_pool,

@@ -24,6 +24,11 @@ PATIENCE = 0.15
 ROUNDS = 7
 HOPELESS = 1.6
 """An algorithm that takes this many times longer than another is not run again."""
+HOPELESS_AT_FIRST = 5
+"""The same for the first run, in which memory is new to the process."""
+WEIGHT_PRICE = 2e-10
+"""Seconds that a byte of packed weights must save, on one thread; on more of them time is dearer, and this shared. So
+an algorithm with many weights has to be clearly faster than one with few."""
 
 Measured = dict[str, list[float]]
 """Algorithm -> [seconds, error]."""
@@ -38,12 +43,19 @@ class Choice:
         seconds: measured, all of them.
         error: the largest of theirs, max|y - exact| / max|exact|.
         way: of `passes.ways`: 0 for the operation as a whole.
+        weights: bytes of their packed weights.
     """
 
     names: list[str]
     seconds: float
     error: float
     way: int = 0
+    weights: int = 0
+
+    @property
+    def price(self) -> float:
+        """What is chosen by: time, and what memory is worth."""
+        return self.seconds + WEIGHT_PRICE / torch.get_num_threads() * self.weights
 
 
 def measure_graph(
@@ -77,7 +89,8 @@ def measure_graph(
 
 
 def choose(op: Op, known: dict[str, Measured], budget: float) -> Choice:
-    """The fastest algorithm, or the fastest ones for its parts, whose error is within the budget.
+    """The fastest algorithm, or the fastest ones for its parts, whose error is within the budget; one that needs much
+    more memory must be worth it.
 
     Args:
         op: of the simplified graph.
@@ -95,20 +108,21 @@ def choose(op: Op, known: dict[str, Measured], budget: float) -> Choice:
                     sum(choice.seconds for choice in chosen),
                     max(choice.error for choice in chosen),
                     way,
+                    sum(choice.weights for choice in chosen),
                 )
             )
-    return min(choices, key=lambda choice: choice.seconds)
+    return min(choices, key=lambda choice: choice.price)
 
 
 def _best(op: Op, known: dict[str, Measured], budget: float) -> Choice | None:
     """None for a fused operation that has no algorithm of its own here."""
     measured = known.get(op.signature(), {})
-    allowed = [a.name for a in algorithms(op) if a.name in measured and (not a.rounds or measured[a.name][1] <= budget)]
-    if not allowed:
-        return None
-    name = min(allowed, key=lambda name: measured[name][0])
-    seconds, error = measured[name]
-    return Choice([name], seconds, error)
+    allowed = [
+        Choice([a.name], measured[a.name][0], measured[a.name][1], weights=a.weights)
+        for a in algorithms(op)
+        if a.name in measured and (not a.rounds or measured[a.name][1] <= budget)
+    ]
+    return min(allowed, key=lambda choice: choice.price, default=None)
 
 
 def _measure_op(op: Op, inputs: Sequence[Tensor], outputs: Sequence[Tensor], known: dict[str, Measured]) -> bool:
@@ -151,10 +165,10 @@ def measure(op: Op, candidates: Sequence[Algorithm], inputs: Sequence[Tensor], o
         del y
     outs = {name: _out(op, kernel, inputs, in_place=True) for name, kernel in kernels.items()}
     begin = now()
-    for _ in range(ROUNDS):
-        fastest = min(best.values())
+    for turn in range(ROUNDS):
+        slowest = min(best.values()) * (HOPELESS if turn else HOPELESS_AT_FIRST)
         for name, kernel in kernels.items():
-            if best[name] > HOPELESS * fastest and best[name] - fastest > 1e-4:
+            if best[name] > slowest and best[name] - min(best.values()) > 1e-4:
                 continue
             out = outs[name]
             given = inputs

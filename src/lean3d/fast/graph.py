@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -81,6 +82,24 @@ class Conv(Op):
 
 
 @dataclass(eq=False)
+class ConvPool(Conv):
+    """The maxima of a convolution over windows side by side in the plane; it has no residual."""
+
+    shrink: Triple = (1, 1, 1)
+    """The window, 1 in time."""
+
+    def signature(self) -> str:
+        """All that an algorithm's time depends on, but for machine and threads."""
+        return f"{super().signature()} shrink{_join(self.shrink)}"
+
+    def between(self) -> tuple[int, ...]:
+        """The shape of what the convolution makes."""
+        n, _, *places = self.inputs[0].shape
+        sizes = zip(places, self.weight.shape[2:], self.stride, self.padding, strict=True)
+        return (n, self.weight.shape[0], *((size + 2 * p - k) // s + 1 for size, k, s, p in sizes))
+
+
+@dataclass(eq=False)
 class SmallBig(Op):
     """`relu(conv(x) + conv_big(pool(x)) + bias + residual)`, pooling a maximum.
 
@@ -95,6 +114,15 @@ class SmallBig(Op):
     stride: Triple
     padding: Triple
     relu: bool = False
+
+    @cached_property
+    def ratio(self) -> Tensor | None:
+        """`(O,)`: big_weight = ratio * weight in each output channel, but for rounding; None where that is not so."""
+        big, small = self.big_weight.double().flatten(1), self.weight.double().flatten(1)
+        ratio = (big * small).sum(1) / (small * small).sum(1)
+        error = (big - ratio[:, None] * small).abs().amax(1)
+        same = ratio.isfinite().all() and (error <= 1e-6 * big.abs().amax(1)).all()
+        return ratio.float() if same else None
 
     def signature(self) -> str:
         """All that an algorithm's time depends on, but for machine and threads."""

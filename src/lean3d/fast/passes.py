@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from lean3d.fast.graph import Affine, Conv, Elementwise, Graph, MaxPool, Op, SmallBig, StageTwo, Value
+from lean3d.fast.graph import Affine, Conv, ConvPool, Elementwise, Graph, MaxPool, Op, SmallBig, StageTwo, Value
 from lean3d.ops.conv.reference import Triple
 from lean3d.ops.fused_conv import TemporalConv
 from lean3d.ops.fused_conv.op import MAX_SHRINK
@@ -20,6 +20,7 @@ def simplify(graph: Graph) -> None:
     fuse_additions(graph)
     fuse_stage_two(graph)
     fuse_around_stage_two(graph)
+    fuse_pooling(graph)
     graph.drop_unused()
 
 
@@ -202,6 +203,38 @@ def fuse_around_stage_two(graph: Graph) -> None:
     graph.ops = [op for op in graph.ops if op.outputs]
 
 
+def fuse_pooling(graph: Graph) -> None:
+    """A convolution of few channels, and maxima over windows side by side in the plane: the start of C3D."""
+    users, makers = graph.users(), _makers(graph)
+    keep = set(graph.results())
+    for i, pool in enumerate(graph.ops):
+        if (
+            not isinstance(pool, MaxPool)
+            or pool.kernel != pool.stride
+            or (pool.stride[0], *pool.padding) != (1, 0, 0, 0)
+        ):
+            continue
+        conv = makers.get(pool.inputs[0])
+        if type(conv) is not Conv or len(conv.inputs) > 1 or conv.groups > 1 or conv.weight.shape[1] > FEW:
+            continue
+        if len(users[conv.output]) > 1 or conv.output in keep or math.prod(pool.stride) > MAX_SHRINK:
+            continue
+        graph.ops[i] = ConvPool(
+            conv.inputs,
+            pool.outputs,
+            conv.weight,
+            conv.bias,
+            conv.stride,
+            conv.padding,
+            1,
+            conv.relu,
+            pool.stride,
+            sources=conv.sources + pool.sources,
+        )
+        conv.outputs = []
+    graph.ops = [op for op in graph.ops if op.outputs]
+
+
 def ways(op: Op) -> list[list[Op]]:
     """An operation whole, and the ways to take a fused one apart: parts have algorithms of their own. The last way has
     the smallest parts; all of a value's makers agree on it."""
@@ -209,6 +242,11 @@ def ways(op: Op) -> list[list[Op]]:
         return _stage_two_ways(op)
     if isinstance(op, SmallBig):
         return [[op], _small_big_parts(op)]
+    if isinstance(op, ConvPool):
+        full = Value(op.between(), op.output.dtype)
+        geometry = op.stride, op.padding, op.groups, op.relu
+        conv = Conv(op.inputs, [full], op.weight, op.bias, *geometry, sources=op.sources)
+        return [[op], [conv, MaxPool([full], op.outputs, op.shrink, op.shrink, (0, 0, 0), sources=op.sources)]]
     return [[op]]
 
 

@@ -1,5 +1,6 @@
 #include <nanobind/stl/array.h>
 
+#include "../fused_conv/sizes.h"
 #include "../native/bind.h"
 #include "../native/isa.h"
 #include "cpu.h"
@@ -34,6 +35,16 @@ LEAN3D_BIND(fast_conv) {
                                 floats(bias), floats(residual),
                                 residual_still, relu, floats(y)};
         LEAN3D_CALL(fast_conv)(layer, data, threads);
+      },
+      without_gil());
+  m.def(
+      "conv_in_time",
+      [](uintptr_t x, uintptr_t packed, uintptr_t time_in, uintptr_t time_out, uintptr_t y, const Sizes& s,
+         int64_t points, const std::array<int64_t, 5>& w, uintptr_t bias, uintptr_t residual, bool relu, int threads) {
+        const ConvEpilogue epilogue{floats(bias), nullptr, floats(residual), relu};
+        LEAN3D_CALL(conv_in_time)
+        (floats(x), floats(packed), floats(time_in), floats(time_out), floats(y), shape(s), points,
+         {w[0], w[1], w[2], w[3], w[4]}, epilogue, threads);
       },
       without_gil());
 }

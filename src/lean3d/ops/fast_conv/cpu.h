@@ -16,6 +16,8 @@
 
 #include <cstdint>
 
+#include "../fused_conv/cpu.h"
+
 namespace lean3d {
 
 struct FastConv {
@@ -44,9 +46,24 @@ struct FastConvData {
   float* y;
 };
 
+// Maxima over windows of h x w places side by side in the plane, the last ones cut off where the rows of `columns`
+// places end; 1 x 1: none.
+struct PlaneShrink {
+  int64_t h, w;
+  int64_t ho, wo;   // what is left
+  int64_t columns;
+};
+
 }  // namespace lean3d
 
-#define LEAN3D_DECLARE_FAST_CONV void fast_conv(const FastConv& layer, const FastConvData& data, int threads);
+#define LEAN3D_DECLARE_FAST_CONV                                                                                    \
+  void fast_conv(const FastConv& layer, const FastConvData& data, int threads);                                      \
+  /* In time alone, around any dense kernel and stride in the plane; 4, 6 or 8 points. `packed` has for each point    \
+     panels of (KH, KW, C) x O, bt and at are B^T (points, points) and A^T (m, points). The bias has a whole row of   \
+     outputs, (W', O). Where there are maxima there is no residual. */                                               \
+  void conv_in_time(const float* x, const float* packed, const float* bt, const float* at, float* y,                 \
+                    const ConvShape& s, int64_t points, const PlaneShrink& shrink, const ConvEpilogue& epilogue,    \
+                    int threads);
 
 #define LEAN3D_NAMESPACE(isa) \
   namespace lean3d::isa {     \

@@ -110,6 +110,21 @@ def pack(
     return PackedFastConv(packed, weight.shape, bias, padding, (mt, mh, mw), stride)
 
 
+def packed_size(weight_shape: Sequence[int], algorithm: str, stride: Sequence[int] = ONCE) -> int:
+    """About how many floats the weights are once they are transformed, tails of panels left out.
+
+    Args:
+        weight_shape: `(O, C, K, R, S)`.
+        algorithm: as in `pack`.
+        stride: in time, height, width.
+    """
+    o, c, *kernel = weight_shape
+    tile = [int(m) for m in re.findall(r"\d+", algorithm)]
+    if tuple(stride) == STRIDED and tile == [1, 4, 4]:
+        return o * c * kernel[0] * 81
+    return o * c * math.prod(r if m == 1 else m + r - 1 for m, r in zip(tile, kernel, strict=True))
+
+
 def pack_weight(weight: Tensor, tile: Sequence[int]) -> Tensor:
     """Transformed weights as the kernel reads them: flat, in panels of output channels.
 

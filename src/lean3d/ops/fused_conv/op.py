@@ -93,9 +93,9 @@ class PackedConv:
         self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, groups: int, algorithm: str
     ):
         self.algorithm = algorithm
-        self._geometry = _Geometry(weight.shape, stride, padding, groups)
+        self._geometry = Geometry(weight.shape, stride, padding, groups)
         self._bias = _bias(bias, weight.shape[0], padded=algorithm == "depthwise")
-        self._weight = (_pack_depthwise if algorithm == "depthwise" else _pack_dense)(_checked(weight))
+        self._weight = (_pack_depthwise if algorithm == "depthwise" else pack_dense)(_checked(weight))
         # Few outputs leave most of a vector empty. Two neighbours along the width fill it better: as one place with
         # twice the outputs, a kernel wider by the stride, and twice the stride.
         self._pairs: PackedConv | None = None
@@ -137,7 +137,7 @@ class PackedConv:
 
     def _run(self, x: Tensor, out: Tensor | None, residual: Tensor | None, relu: bool, offset: Tensor | None) -> Tensor:
         """The same with an `offset` `(N, O, 1, H', W')` for all times in place of the bias."""
-        x, out, residual = _tensors(x, out, residual, self.out_shape(x.shape))
+        x, out, residual = checked_tensors(x, out, residual, self.out_shape(x.shape))
         place = native.address
         end = (relu, torch.get_num_threads())
         if self.algorithm == "depthwise":
@@ -262,19 +262,19 @@ class PackedStageTwo:
         ceil_mode: bool,
     ):
         channels, out_channels = depthwise.shape[0], pointwise.shape[0]
-        self._geometry = _Geometry((out_channels, 1, *depthwise.shape[2:]), stride, padding, channels)
+        self._geometry = Geometry((out_channels, 1, *depthwise.shape[2:]), stride, padding, channels)
         self._middle_bias = _bias(depthwise_bias, channels, padded=True)
         self._bias = _bias(bias, out_channels)
-        self._depthwise, self._pointwise = _pack_depthwise(_checked(depthwise)), _pack_dense(_checked(pointwise))
+        self._depthwise, self._pointwise = _pack_depthwise(_checked(depthwise)), pack_dense(_checked(pointwise))
         self._middle_relu = middle_relu
         self._shrink, self._ceil_mode = tuple(shrink), ceil_mode
-        self._temporal: _Geometry | None = None
+        self._temporal: Geometry | None = None
         self._temporal_weight = self._temporal_bias = None
         self._temporal_relu = False
         if temporal is not None:
             along = (temporal.stride, 1, 1), (temporal.padding, 0, 0)
-            self._temporal = _Geometry(temporal.weight.shape, *along, 1)
-            self._temporal_weight = _pack_dense(_checked(temporal.weight))
+            self._temporal = Geometry(temporal.weight.shape, *along, 1)
+            self._temporal_weight = pack_dense(_checked(temporal.weight))
             self._temporal_bias = _bias(temporal.bias, channels)
             self._temporal_relu = temporal.relu
 
@@ -288,7 +288,7 @@ class PackedStageTwo:
         """As `PackedConv.__call__`."""
         middle = self._middle_shape(x.shape)
         places = self._geometry.out_shape(middle)
-        x, out, residual = _tensors(x, out, residual, self._shrunk(places))
+        x, out, residual = checked_tensors(x, out, residual, self._shrunk(places))
         if residual is not None and self._shrink != (1, 1, 1):
             raise ConfigError("stage two with a maximum behind it takes no residual")
         place = native.address
@@ -374,7 +374,7 @@ class PackedSmallBig:
         self, small: Tensor, big: Tensor, bias: Tensor | None, window: Window, stride: Triple, padding: Triple
     ):
         self._window = window
-        self._geometry = _Geometry(small.shape, stride, padding, 1)
+        self._geometry = Geometry(small.shape, stride, padding, 1)
         if window[0] is None:
             # The big view has one time step: its product is computed once and the small one's adds it at all times.
             algorithm = algorithms(small.shape, stride=stride, padding=padding)[0]
@@ -384,7 +384,7 @@ class PackedSmallBig:
         self._bias = _bias(bias, small.shape[0])
         most = native.kernels().small_big_channels()
         parts = zip(_checked(small).split(most, 1), _checked(big).split(most, 1), strict=True)
-        self._weight = torch.cat([_pack_dense(torch.cat(part, 1)) for part in parts])
+        self._weight = torch.cat([pack_dense(torch.cat(part, 1)) for part in parts])
 
     def out_shape(self, shape: Sequence[int]) -> torch.Size:
         """As `PackedConv.out_shape`."""
@@ -394,7 +394,7 @@ class PackedSmallBig:
         self, x: Tensor, out: Tensor | None = None, *, residual: Tensor | None = None, relu: bool = False
     ) -> Tensor:
         """As `PackedConv.__call__`."""
-        x, out, residual = _tensors(x, out, residual, self.out_shape(x.shape))
+        x, out, residual = checked_tensors(x, out, residual, self.out_shape(x.shape))
         if self._window[0] is None:
             with torch.no_grad():
                 return self._small._run(x, out, residual, relu, self._big(pool3d(x, self._window)))
@@ -414,7 +414,7 @@ class PackedSmallBig:
         return out
 
 
-class _Geometry:
+class Geometry:
     """Sizes of a convolution: what its outputs have, what the kernels want to know."""
 
     def __init__(self, weight_shape: Sequence[int], stride: Triple, padding: Triple, groups: int):
@@ -438,7 +438,7 @@ class _Geometry:
         return (n, t, h, w, c, *out_shape[2:], self.out_channels, *self.kernel, *self.stride, *self.padding)
 
 
-def _tensors(
+def checked_tensors(
     x: Tensor, out: Tensor | None, residual: Tensor | None, shape: torch.Size
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """x, out and residual as the kernels take them."""
@@ -473,7 +473,7 @@ def _bias(bias: Tensor | None, channels: int, padded: bool = False) -> Tensor | 
     return F.pad(_checked(bias), (0, -channels % 16 if padded else 0)).contiguous()
 
 
-def _pack_dense(weight: Tensor) -> Tensor:
+def pack_dense(weight: Tensor) -> Tensor:
     """`(O, C, K, R, S)` -> panels of (K, R, S, C) x O."""
     out_channels = weight.shape[0]
     rows = math.prod(weight.shape[1:])
