@@ -272,7 +272,7 @@ def torchrun(script: Path, *arguments: str, node: int, port: int, restarts: int)
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
     )
 
 
@@ -289,13 +289,13 @@ def test_a_killed_process_on_one_of_two_machines_costs_only_the_steps_since_the_
     script = tmp_path / "node.py"
     script.write_text(NODE)
     run = tmp_path / "run"
-    ends = two_nodes(script, to_json(config_of(clips, run)), "kill", restarts=4)
+    ends = two_nodes(script, to_json(config_of(clips, run)), "kill", restarts=1)
     assert [status for status, _ in ends] == [0, 0], ends
     assert all("finished" in said for _, said in ends)
     starts = [start["step"] for start in json.loads((run / "environment.json").read_text())]
     assert starts[0] == 0 and starts[1] in (7, 8) and len(starts) == 2, "one checkpoint a step: no step is lost"
     whole = tmp_path / "whole"
-    ends = two_nodes(script, to_json(config_of(clips, whole)), "none", restarts=4)
+    ends = two_nodes(script, to_json(config_of(clips, whole)), "none", restarts=1)
     assert [status for status, _ in ends] == [0, 0], ends
     assert unequal(run, whole) == []
 
@@ -325,4 +325,7 @@ def test_torchrun_that_restarts_needs_a_folder_and_goes_on_in_it(clips, unbroken
         setup.goes_on(tiny_config(clips, Path(), run_out=""))
     with pytest.raises(ConfigError, match="there is a run in"):
         setup.run_folder(config)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(ConfigError, match="type TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun"):
+        setup.goes_on(config)
     assert loop.fit is fit

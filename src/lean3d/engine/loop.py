@@ -26,6 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.distributed import is_torchelastic_launched
 from torch.optim import Optimizer
 
 from lean3d import checkpoint
@@ -114,7 +115,9 @@ def fit(config: TrainConfig | None = None, *, resume: str | Path | None = None) 
     if fabric.world_size == 1:
         fabric.launch()
         return _Training(fabric, config, run, resume is not None).fit()
-    with PassOn():
+    # Under torchrun there is nobody to pass signals on to, and one that came while the processes still look for each
+    # other must end this one.
+    with contextlib.nullcontext() if is_torchelastic_launched() else PassOn():
         outcome = fabric.launch(cast(Any, _fit_rank), to_json(config), run, resume is not None)
     if isinstance(outcome, BaseException):
         raise outcome

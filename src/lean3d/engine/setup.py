@@ -59,10 +59,17 @@ def goes_on(config: TrainConfig) -> bool:
     same settings, it is gone on with.
 
     Raises:
-        ConfigError: torchrun may start the processes anew, and they would not find their run again.
+        ConfigError: torchrun may start the processes anew, and they would not find their run or each other again.
     """
     if not is_torchelastic_launched() or not int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         return False
+    # Else the addresses of dead processes stay in the store that the new ones look for each other in, which then fail
+    # or wait for ever (https://github.com/pytorch/pytorch/issues/135712).
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            "torchrun with --max-restarts keeps addresses of dead processes, with which processes that it starts anew "
+            "may hang: type TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --max-restarts ..."
+        )
     if not config.run.out:
         raise ConfigError("torchrun with --max-restarts needs a folder to go on in after a restart: type --run.out DIR")
     run = Path(config.run.out)
