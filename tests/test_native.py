@@ -46,6 +46,15 @@ def test_a_library_that_is_asked_for_and_missing_is_an_error(wanted):
     assert "BackendError" in done.stderr and "leave LEAN3D_NATIVE unset" in done.stderr
 
 
+@needs_native
+def test_a_library_of_another_version_is_left_out(monkeypatch):
+    monkeypatch.delenv("LEAN3D_NATIVE", raising=False)
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    module, absence = native._load()
+    assert module is None
+    assert "built from other sources" in absence and "make native" in absence
+
+
 WITHOUT_TORCH = """
 import importlib.util, sys
 import numpy as np

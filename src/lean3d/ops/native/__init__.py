@@ -18,6 +18,9 @@ from torch import Tensor
 
 from lean3d.errors import BackendError
 
+INTERFACE = 2
+"""What module.cpp must say: a library that was built from other sources would be called with wrong arguments."""
+
 
 def _load() -> tuple[ModuleType | None, str]:
     """The module, or None and why not."""
@@ -26,20 +29,30 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, "switched off by LEAN3D_NATIVE=off"
     try:
         if wanted in ("", "on"):
-            return importlib.import_module("lean3d._native"), ""
+            return _checked(importlib.import_module("lean3d._native")), ""
         spec = importlib.util.spec_from_file_location("_native", wanted)
         if spec is None or spec.loader is None:
             raise ImportError(f"LEAN3D_NATIVE must be off, on, or the path of a library, got {wanted!r}")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return module, ""
+        return _checked(module), ""
     except ImportError as error:
         if wanted:
             raise BackendError(
                 f"LEAN3D_NATIVE={wanted}, but the native kernels can't be loaded: {error}. With a C++ compiler at "
                 "hand, install lean3d again (pip install --force-reinstall --no-deps .), or leave LEAN3D_NATIVE unset"
             ) from error
-        return None, f"not built: {error}"
+        return None, f"not built, or not for this version: {error}"
+
+
+def _checked(module: ModuleType) -> ModuleType:
+    found = getattr(module, "INTERFACE", 1)
+    if found != INTERFACE:
+        raise ImportError(
+            f"{module.__file__} was built from other sources (interface {found}, these have {INTERFACE}): build "
+            "it again with make native, or pip install ."
+        )
+    return module
 
 
 _module, _absence = _load()

@@ -7,6 +7,7 @@
 #include "parallel.h"
 
 NB_MODULE(_native, m) {
+  m.attr("INTERFACE") = 2;  // as in __init__.py beside: grows when a function's arguments or a packed layout change
   m.def("isa", [] { return lean3d::name(lean3d::isa()); });
   m.def("use_isa", [](const std::string& wanted) {
     const lean3d::Isa best = lean3d::best_isa();
