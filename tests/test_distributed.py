@@ -20,7 +20,8 @@ from lean3d.config import to_json
 from lean3d.engine import fit
 from lean3d.engine.distributed import SyncBatchNorm, convert_sync_batchnorm
 from lean3d.engine.logging import read_rows
-from lean3d.errors import TooManyBadFilesError
+from lean3d.engine.setup import check, make_fabric
+from lean3d.errors import ConfigError, TooManyBadFilesError
 from tiny_runs import tiny_config, write_clips
 
 SHARES = (3, 5)
@@ -184,6 +185,77 @@ if __name__ == "__main__":
         print(stopped)
         sys.exit(stopped.exit_code)
 """
+
+
+SPREAD = """
+import sys
+from pathlib import Path
+from dataclasses import replace
+from shutil import rmtree
+import torch
+from lean3d.config import TrainConfig, from_json
+from lean3d.engine import fit, loop
+
+torch.set_num_threads(1)
+config = from_json(TrainConfig, sys.argv[1])
+out = Path(config.run.out)
+parts = []
+train_step = loop._Training._train_step
+
+def step(self, batch):
+    loss = train_step(self, batch)
+    held = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in self.model.parameters())
+    parts.append((self.config.run.strategy, held / sum(p.numel() for p in self.model.parameters())))
+    return loss
+
+loop._Training._train_step = step
+for strategy in ("ddp", "fsdp"):
+    fit(replace(config, run=replace(config.run, out=str(out / strategy), strategy=strategy)))
+run = out / "fsdp"
+torch.distributed.barrier()
+if torch.distributed.get_rank() == 0:
+    (run / "checkpoints").rename(run / "kept")
+    (run / "checkpoints").mkdir()
+    (run / "kept" / "step-00000003").rename(run / "checkpoints" / "step-00000003")
+torch.distributed.barrier()
+fit(resume=run)
+for strategy, share in set(parts):
+    print(strategy, round(share, 2), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_spread_over_processes_the_same_weights_are_trained_and_files_are_whole(tmp_path):
+    """FSDP is DDP, up to the order of sums; its checkpoints go on, and are read where there is one process."""
+    (tmp_path / "train.py").write_text(SPREAD)
+    root = write_clips(tmp_path / "clips", train=6, val=2)
+    settings = {"optim_ema": 0.9, "optim_accumulate": 2, "optim_clip_norm": 1.0, "optim_precise_bn": 2}
+    config = tiny_config(root, tmp_path / "runs", model_dropout=0.5, model_name="slow_r18", **settings)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py", to_json(config)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert "ddp 1.0" in done.stdout and "fsdp 0.5" in done.stdout, "each process holds half"
+    ddp, fsdp = tmp_path / "runs" / "ddp", tmp_path / "runs" / "fsdp"
+    for file in ("model.safetensors", "checkpoints/step-00000006/model.safetensors"):
+        _, ours = checkpoint.read_file(ddp / file)
+        _, theirs = checkpoint.read_file(fsdp / file)
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+    before = checkpoint.read_file(fsdp / "kept" / "step-00000006" / "model.safetensors")[1]
+    after = checkpoint.read_file(fsdp / "checkpoints" / "step-00000006" / "model.safetensors")[1]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    states = [checkpoint.load_pickle(run / "checkpoints/step-00000006/state.pt") for run in (ddp, fsdp)]
+    for name in ("optimizer", "average"):
+        torch.testing.assert_close(states[1][name], states[0][name], rtol=1e-2, atol=1e-3)
+    assert checkpoint.load(fsdp).model(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2)
+
+
+def test_what_can_not_be_spread_is_refused(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, tmp_path / "run", run_strategy="fsdp")
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node 2 -m lean3d train"):
+        make_fabric(config.run)
+    for changes, says in (({"init_train": "head"}, "type --run.strategy ddp"), ({"run_precision": "fp16"}, "bf16")):
+        with pytest.raises(ConfigError, match=says):
+            check(tiny_config(tmp_path, tmp_path / "run", run_strategy="fsdp", **changes), world=2)
 
 
 @pytest.mark.slow

@@ -242,6 +242,8 @@ class RunConfig:
     """Devices (or CPU processes) on each machine."""
     num_nodes: int = 1
     """Machines; start with torchrun when more than one."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What processes share: ddp averages gradients; fsdp also spreads weights, gradients and optimizer over them."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 are mixed precision; weights stay fp32."""
     save_minutes: float = 5.0

@@ -1,4 +1,4 @@
-"""Several processes that act as one: batch normalisation over all of them, on a CPU as on GPUs."""
+"""Several processes that act as one: batch normalisation over all of them, weights that are spread over them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from lean3d.models import VideoNet
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -129,3 +136,53 @@ def _converted(norm: _BatchNorm) -> SyncBatchNorm:
     for name, buffer in norm.named_buffers(recurse=False):
         sync.register_buffer(name, buffer)
     return sync.train(norm.training)
+
+
+def shard(model: VideoNet, mesh: DeviceMesh) -> VideoNet:
+    """Spread a model's parameters over processes, in place: each holds a part, and a stage is whole while it computes.
+
+    Args:
+        model: Equal in all processes, on their devices. Buffers stay whole in each.
+        mesh: The processes, one axis.
+
+    Source: Zhao et al., "PyTorch FSDP", 2023, section 3; here `torch.distributed.fsdp.fully_shard`.
+    """
+    for stage in model.stages:
+        fully_shard(stage, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def whole(values: Any) -> Any:
+    """Dicts and lists of tensors with those that are spread over processes made whole; all processes must call it."""
+    return apply_to_collection(values, DTensor, lambda tensor: tensor.full_tensor())
+
+
+def spread_like(value: Any, parameter: Tensor) -> Any:
+    """This process's part of what belongs to a parameter, equal in all processes; what has no such parts as it is."""
+    if not (isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+@torch.no_grad()
+def gather(model: nn.Module, into: M) -> M:
+    """Fill a plain model with the weights and buffers of one that is spread; all processes must call it."""
+    into.load_state_dict(whole(model.state_dict()))
+    return into
+
+
+def load_spread(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Fill a model that is spread, or plain, from a whole state dict."""
+    own = model.state_dict()
+    model.load_state_dict({name: spread_like(value, own[name]) for name, value in state.items()})
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Fill an optimizer, whose parameters are spread or plain, from a whole state dict."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = {
+        number: {name: spread_like(value, parameters[number]) for name, value in entries.items()}
+        for number, entries in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": states})

@@ -36,7 +36,7 @@ from lean3d.data.loader import Batch, test_loader, train_loader
 from lean3d.data.manifest import Manifest, read_manifest
 from lean3d.data.transforms import BatchMix, normalize
 from lean3d.engine import setup
-from lean3d.engine.distributed import convert_sync_batchnorm
+from lean3d.engine.distributed import convert_sync_batchnorm, gather, load_optimizer, load_spread, shard, whole
 from lean3d.engine.logging import (
     METRICS_FILE,
     Row,
@@ -203,8 +203,15 @@ class _Training:
         self.bad_files = BadFileLog(len(train_clips) + len(self.val_clips), config.data.max_bad_share)
 
         self.model = (convert_sync_batchnorm(model) if self.world > 1 else model).to(fabric.device)
-        self.optimizer = cast(Optimizer, fabric.setup_optimizers(build_optimizer(self.model, config.optim)))
         self.average = WeightAverage(self.model, config.optim.ema) if config.optim.ema > 0 else None
+        self.wrapped: Any = None
+        self.spread = self.world > 1 and config.run.strategy == "fsdp"
+        if self.spread:
+            self.plain = copy.deepcopy(self.model).eval()  # what is validated and saved is put together in it
+            self.wrapped = fabric.setup_module(self.model)
+            if self.average:
+                shard(self.average.model, next(self.model.parameters()).device_mesh)  # type: ignore[attr-defined]
+        self.optimizer = cast(Optimizer, fabric.setup_optimizers(build_optimizer(self.model, config.optim)))
         self.step = 0
         self.total = config.optim.epochs * self.epoch_steps
         self.limited = not config.run.max_minutes
@@ -215,7 +222,6 @@ class _Training:
         self.recent: deque[tuple[int, Tensor]] = deque(maxlen=config.optim.precise_bn or 1)
         self.stop = StopSignal()
         self.stages: int | None = None
-        self.wrapped: Any = None
         self.meter = _Meter()
         self.first_step: tuple[float, int] | None = None  # when the first step of this process was done, and its number
         self.saved_at = time.monotonic()
@@ -343,7 +349,7 @@ class _Training:
             "loss": self.epoch_loss[0] / max(1, self.epoch_loss[1]),
             **self._speed(),
         }
-        model = self.average.model if self.average else self.model
+        model = self._whole(self.average.model if self.average else self.model)
         if self.config.optim.precise_bn:
             model = copy.deepcopy(model)
             with self.fabric.autocast():
@@ -427,7 +433,12 @@ class _Training:
         self.stages = stages
         if self.config.init.train != "all":
             freeze(self.model, stages)
-        self.wrapped = self.fabric.setup_module(self.model)
+        if not self.spread:
+            self.wrapped = self.fabric.setup_module(self.model)
+
+    def _whole(self, model: VideoNet) -> VideoNet:
+        """A model that any process can use alone; all call it."""
+        return gather(model, self.plain) if self.spread else model
 
     def _limit(self) -> int:
         """All steps that fit into `run.max_minutes`, once the speed is known; 0 until then, and ever after."""
@@ -491,7 +502,10 @@ class _Training:
 
     def _save(self) -> None:
         """Write a checkpoint. All processes call it; the first writes."""
-        setup.check_finite(self.model, self.step, self._lr(self.step - 1))
+        model = self._whole(self.model)
+        setup.check_finite(model, self.step, self._lr(self.step - 1))
+        optimizer = whole(self.optimizer.state_dict())
+        average = whole(self.average.model.state_dict()) if self.average else {}
         if self.first:
             state = {
                 "total": self.total,
@@ -500,11 +514,11 @@ class _Training:
                 "epoch_loss": self.epoch_loss,
                 "row_loss": self.row_loss,
                 "bad_files": {path: list(entry) for path, entry in self.bad_files.files.items()},
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": self.fabric.strategy.precision.state_dict(),
-                "average": self.average.model.state_dict() if self.average else {},
+                "average": average,
             }
-            checkpoint.save_training_state(self.run, self.step, self.model, state, self.classes, to_dict(self.config))
+            checkpoint.save_training_state(self.run, self.step, model, state, self.classes, to_dict(self.config))
         self.fabric.barrier()
         self.saved_at = time.monotonic()
 
@@ -515,10 +529,10 @@ class _Training:
         self.seconds_before = state["seconds"]
         self.epoch_loss, self.row_loss = state["epoch_loss"], state["row_loss"]
         self.bad_files.files = {path: (reason, count) for path, (reason, count) in state["bad_files"].items()}
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         if self.average:
-            self.average.model.load_state_dict(state["average"])
+            load_spread(self.average.model, state["average"])
 
     def _write_start(self, manifest: Manifest, resume: bool) -> None:
         """The run's folder as it stands before the first step, or what is new when it goes on."""

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed import is_torchelastic_launched
 
 from lean3d.checkpoint import fill_model, load_pickle, read_file, take_normalisation
 from lean3d.config import RunConfig, TrainConfig, from_json, to_json
 from lean3d.data.manifest import Manifest
+from lean3d.engine.distributed import shard
 from lean3d.errors import CheckpointError, ConfigError, DataError, TrainingError
 from lean3d.models import VideoNet, load_2d_weights
 
@@ -139,6 +140,12 @@ def check(config: TrainConfig, world: int) -> None:
         raise ConfigError(f"--optim.lr must be above 0, got {optim.lr}")
     if not 0 <= optim.label_smoothing < 1:
         raise ConfigError(f"--optim.label-smoothing must be at least 0 and less than 1, got {optim.label_smoothing}")
+    if run.strategy == "fsdp" and init.train != "all":
+        raise ConfigError(
+            f"--run.strategy fsdp trains whole models only, got --init.train {init.train}; type --run.strategy ddp"
+        )
+    if run.strategy == "fsdp" and run.precision == "fp16":
+        raise ConfigError("--run.strategy fsdp goes with --run.precision bf16 or fp32, not with fp16")
     parts = world * optim.accumulate
     if optim.batch_size % parts:
         raise ConfigError(
@@ -174,8 +181,19 @@ def make_fabric(run: RunConfig) -> Fabric:
         raise ConfigError(f"--run.devices {devices} with --run.accelerator {accelerator}: this machine has {has}")
     if run.precision == "fp16" and accelerator == "cpu":
         raise ConfigError("--run.precision fp16 needs a GPU; on a CPU type --run.precision bf16 or fp32")
-    strategy: DDPStrategy | str = "auto"
-    if devices * nodes > 1 or is_torchelastic_launched():
+    strategy: DDPStrategy | ModelParallelStrategy | str = "auto"
+    if run.strategy == "fsdp" and not is_torchelastic_launched():
+        raise ConfigError(
+            "--run.strategy fsdp needs torchrun: torchrun --nproc-per-node "
+            f"{max(2, devices)} -m lean3d train ...; in one process there is nothing to spread"
+        )
+    if run.strategy == "fsdp" and devices * nodes > 1:
+        strategy = ModelParallelStrategy(
+            lambda model, mesh: shard(model, mesh["data_parallel"]),
+            data_parallel_size=devices * nodes,
+            tensor_parallel_size=1,
+        )
+    elif devices * nodes > 1 or is_torchelastic_launched():
         strategy = DDPStrategy(start_method="popen" if is_torchelastic_launched() else "spawn")
     return Fabric(
         accelerator=accelerator,
