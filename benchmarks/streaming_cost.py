@@ -2,7 +2,8 @@
 
     python benchmarks/streaming_cost.py [--threads 1] [--frames 16] [--rounds 3] [--models slow_r50]
 
-Both are the same causal net with the same weights, in PyTorch without compiler. First the outputs: after the first T
+Both are the same causal net with the same weights, as it is in PyTorch; and compiled, step against clip, by
+`lean3d.fast`, which measures its algorithms when a net comes for the first time. First the outputs: after the first T
 frames the stream's scores must be the clip net's on these frames, and at every result after that those of the clip net
 on the whole stream so far, its head over the last T frames (1e-5 of the largest score). Then the times, in interleaved
 rounds: a stream's mean time a frame over whole periods, and the clip net's on the last T frames, in its fastest layout.
@@ -20,6 +21,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from rich.table import Table
 from torch import Tensor
 
 import lean3d
+from lean3d import fast
+from lean3d.fast import compile_stream
 from lean3d.models import NetStream, VideoNet, create_model
 
 T = 16
@@ -68,7 +72,7 @@ def seconds_a_frame(stream: NetStream, frames: Tensor, warm_up: int) -> float:
     return (time.process_time() - start) / (frames.shape[2] - warm_up)
 
 
-def seconds_a_clip(net: VideoNet, clip: Tensor) -> float:
+def seconds_a_clip(net: Callable[[Tensor], Tensor], clip: Tensor) -> float:
     """CPU time of one pass."""
     with torch.inference_mode():
         start = time.process_time()
@@ -97,6 +101,12 @@ def compare(title: str, arguments: dict[str, Any], num_frames: int, rounds: int)
     for _ in range(rounds):
         times["frame"].append(seconds_a_frame(stream, frames, warm_up))
         times["clip"] += [seconds_a_clip(net, clip) for _ in range(2)]
+    compiled_stream = compile_stream(stream, quiet=True)
+    compiled_clip = fast.compile(net, clip, quiet=True)
+    times |= {"fast frame": [], "fast clip": []}
+    for _ in range(rounds):
+        times["fast frame"].append(seconds_a_frame(compiled_stream, frames, warm_up))
+        times["fast clip"] += [seconds_a_clip(compiled_clip, clip) for _ in range(2)]
     ms = {kind: statistics.median(values) * 1e3 for kind, values in times.items()}
     return {
         "model": title,
@@ -107,6 +117,10 @@ def compare(title: str, arguments: dict[str, Any], num_frames: int, rounds: int)
         "clip_ms": round(ms["clip"], 1),
         "frame_ms": round(ms["frame"], 2),
         "ratio": round(ms["clip"] / ms["frame"], 1),
+        "fast_error": float(f"{compiled_stream.error:.1e}"),
+        "fast_clip_ms": round(ms["fast clip"], 1),
+        "fast_frame_ms": round(ms["fast frame"], 2),
+        "fast_ratio": round(ms["fast clip"] / ms["fast frame"], 1),
         "needed_frames": needed,
         "needed_ms": round(ms["whole"], 1),
         "needed_ratio": round(ms["whole"] / ms["frame"], 1),
@@ -130,12 +144,16 @@ def main() -> None:
         "less work",
         "all frames needed, ms",
         "less work",
+        "compiled: clip, ms",
+        "a frame, ms",
+        "less work",
         title=f"a new frame, {args.threads} threads",
     )
     for row in rows:
         clip, needed = f"{row['clip_ms']}", f"{row['needed_ms']} ({row['needed_frames']})"
         ratio, needed_ratio = f"{row['ratio']}x", f"{row['needed_ratio']}x"
-        table.add_row(row["model"], clip, f"{row['frame_ms']}", ratio, needed, needed_ratio)
+        compiled = f"{row['fast_clip_ms']}", f"{row['fast_frame_ms']}", f"{row['fast_ratio']}x"
+        table.add_row(row["model"], clip, f"{row['frame_ms']}", ratio, needed, needed_ratio, *compiled)
     Console().print(table)
     path = Path(__file__).parent / "results/streaming_cost.json"
     measured = {row["model"]: row for row in rows}

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lean3d import checkpoint
+from lean3d.config import TrainConfig, ViewsConfig, to_dict
 from lean3d.ops import native
+from stream_parts import CLASSES, small_net
+from video_files import moving_frames, write_video
 
 
 def pytest_report_header() -> str:
@@ -24,3 +28,18 @@ def shared() -> Path:
     if not (folder / "media").is_dir():
         pytest.skip(f"no real clips at {folder} (set LEAN3D_SHARED to a folder with data/ and media/)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def stream_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a causal net that sees every second frame."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = TrainConfig(test=ViewsConfig(crop_area=0.85))
+    checkpoint.save_model(folder / "model.safetensors", small_net(), CLASSES, to_dict(recipe))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stream_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty frames, 25 in a second."""
+    return write_video(tmp_path_factory.mktemp("videos") / "walk.mp4", moving_frames(60, 48, 64))

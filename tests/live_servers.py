@@ -8,6 +8,7 @@ killed and started again goes on where the program is by then.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import io
 import socket
@@ -97,15 +98,16 @@ class _Server(socketserver.ThreadingTCPServer):
     program: Program
 
 
-class _Handler(socketserver.StreamRequestHandler):
+class _Handler(socketserver.StreamRequestHandler, abc.ABC):
     server: _Server
 
     def handle(self) -> None:
         with contextlib.suppress(OSError):  # the other side has gone
             self.serve()
 
+    @abc.abstractmethod
     def serve(self) -> None:
-        raise NotImplementedError
+        """Answer, until the other side has gone."""
 
     def head(self) -> list[str]:
         """The lines of a request."""

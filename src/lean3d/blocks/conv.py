@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,18 +46,32 @@ class Conv3d(Streaming, nn.Conv3d):
         """See `Streaming`."""
         left, right = self.time_padding()
         size = (self.kernel_size[0] - 1) * self.dilation[0] + 1
+        window = Conv3d.of(self, padding=(0, *self.padding[1:]))  # type: ignore[arg-type]
         if (size, self.stride[0], left, right) == (1, 1, 0, 0):
-            return Frames(self)
-        window = partial(
-            ops.conv3d,
-            weight=self.weight,
-            bias=self.bias,
-            stride=self.stride,  # type: ignore[arg-type]
-            padding=(0, *self.padding[1:]),  # type: ignore[arg-type]
-            dilation=self.dilation,  # type: ignore[arg-type]
-            groups=self.groups,
-        )
+            return Frames(window)
         return Windows(window, size, stride=self.stride[0], left=left, right=right, fill=0.0)
+
+    @classmethod
+    def of(cls, conv: Conv3d, padding: Triple | None = None) -> Self:
+        """Such a convolution with another's settings and its very parameters.
+
+        Args:
+            conv: the other.
+            padding: in time, height, width, where it is not the other's.
+        """
+        new = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            stride=conv.stride,  # type: ignore[arg-type]
+            padding=padding or conv.padding,  # type: ignore[arg-type]
+            dilation=conv.dilation,  # type: ignore[arg-type]
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        new.weight, new.bias = conv.weight, conv.bias
+        return new.train(conv.training)
 
 
 class CausalConv3d(Conv3d):
@@ -67,23 +81,6 @@ class CausalConv3d(Conv3d):
     j * s + s - 1 and comes with that frame, the last one before the next output's; a kernel that doesn't reach further
     stays where it was.
     """
-
-    @classmethod
-    def of(cls, conv: Conv3d) -> CausalConv3d:
-        """The causal form of a convolution, with its parameters."""
-        causal = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            stride=conv.stride,  # type: ignore[arg-type]
-            padding=conv.padding,  # type: ignore[arg-type]
-            dilation=conv.dilation,  # type: ignore[arg-type]
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            device="meta",
-        )
-        causal.weight, causal.bias = conv.weight, conv.bias
-        return causal.train(conv.training)
 
     def time_padding(self) -> tuple[int, int]:
         """Frames of zeros before the first and after the last one."""

@@ -332,10 +332,10 @@ class Windows(Stream):
         if absent < 0:
             return None, (frames, absent + 1)
         if frames is not None:
-            frames = torch.cat((frames, x), 2)
+            frames = joined(frames, x)
         elif absent and self.fill is not None:
             border = x.new_full((*x.shape[:2], absent, *x.shape[3:]), self.fill)
-            frames, absent = torch.cat((border, x), 2), 0
+            frames, absent = joined(border, x), 0
         else:
             frames = x
         return self._emit(frames, absent, 0)
@@ -435,6 +435,14 @@ class Recent(Stream):
         seen = (seen + 1).clamp(max=self.frames)
         y = last.sum(2, keepdim=True) / per_stream(seen) if self.mode == "mean" else last.amax(2, keepdim=True)
         return y, (last, seen)
+
+
+def joined(*frames: Tensor) -> Tensor:
+    """One after another in time, in `torch.channels_last_3d`.
+
+    `torch.cat` sees that layout only where no size is 1, and copies far slower where it does not.
+    """
+    return torch.cat([x.permute(0, 2, 3, 4, 1) for x in frames], 1).permute(0, 4, 1, 2, 3)
 
 
 def per_stream(numbers: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from lean3d.errors import ConfigError, DecodeError, did_you_mean
 if TYPE_CHECKING:
     from lean3d.bench.nets import Net
     from lean3d.checkpoint import Checkpoint
+    from lean3d.stream import Session
 
 
 def train(argv: Sequence[str]) -> int:
@@ -172,7 +173,8 @@ def stream(argv: Sequence[str]) -> int:
     from lean3d import stream as room
 
     words = [*args.source, *(room.read_list(args.sources) if args.sources else ())]
-    session = room.Session(args.model, sampling_rate=args.sampling_rate, device=args.device)
+    session = room.Session(args.model, sampling_rate=args.sampling_rate, device=args.device, fast=args.fast)
+    _say_gain(session)
     channels = session.model.input_spec.channels
     done = room.run(
         session,
@@ -346,8 +348,8 @@ def _prepare(args: Prepare) -> int:
 
 def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], command: str) -> int:
     """Test a model frame by frame."""
-    if args.others or args.fast or args.precision != "fp32":
-        raise ConfigError("--stream tests one model, as it is, in fp32: leave --with, --fast and --precision out")
+    if args.others or args.precision != "fp32":
+        raise ConfigError("--stream tests one model, in fp32: leave --with and --precision out")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from lean3d import evaluate as room
@@ -355,7 +357,8 @@ def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], com
     from lean3d.stream import evaluate as streams
 
     config, manifest, split, clips = room.clips_to_test(found, changes, args.split)
-    session = Session(found, device=args.device)
+    session = Session(found, device=args.device, fast=args.fast)
+    _say_gain(session)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("clips, then joined")
@@ -379,6 +382,18 @@ def _evaluate_stream(args: Eval, found: Checkpoint, changes: dict[str, Any], com
         out.print(f"bad: {file.path}: {file.reason}", style="red", soft_wrap=True, markup=False)
     out.print(f"\nresults  {path}", soft_wrap=True)
     return 0
+
+
+def _say_gain(session: Session) -> None:
+    """What --fast is worth."""
+    from lean3d.fast import FastStream
+
+    if isinstance(session.net, FastStream):
+        own, fast = (f"{seconds * 1e3:.2f} ms" for seconds in session.net.seconds)
+        gain = (
+            f"{fast} a frame, {own} as it is" if session.net.gains else f"no faster, so it runs as it is: {own} a frame"
+        )
+        err.print(f"compiled: {gain}", soft_wrap=True)
 
 
 def _predict_many(args: Predict) -> int:

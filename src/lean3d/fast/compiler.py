@@ -297,17 +297,26 @@ def compile(
         raise ConfigError(f"threads must be at least 1, got {threads}; leave it out for torch.get_num_threads()")
     if not 0 < tolerance < 1:
         raise ConfigError(f"tolerance must be above 0 and below 1, got {tolerance}; the default is 1e-4")
+    check_model(model)
+    compiled = CompiledModel(model, threads or torch.get_num_threads(), tolerance, cache, quiet)
+    if example is not None:
+        with _threads(compiled.threads), torch.no_grad():
+            compiled._compiled((example,) if isinstance(example, Tensor) else tuple(example))
+    return compiled
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what can't be compiled.
+
+    Raises:
+        ConfigError: The net is not on the CPU, or not in float32.
+    """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.int64):
             raise ConfigError(
                 f"fast.compile takes float32 nets on the CPU; {name} is {tensor.dtype} on {tensor.device}: "
                 "compile model.float().cpu()"
             )
-    compiled = CompiledModel(model, threads or torch.get_num_threads(), tolerance, cache, quiet)
-    if example is not None:
-        with _threads(compiled.threads), torch.no_grad():
-            compiled._compiled((example,) if isinstance(example, Tensor) else tuple(example))
-    return compiled
 
 
 def device(name: str) -> torch.device:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from lean3d import checkpoint as checkpoints
+from lean3d import fast as compiler
 from lean3d.blocks import State, map_state, stack_states, state_layout
 from lean3d.config import InputSpec
 from lean3d.data.dataset import decode_size
@@ -135,14 +136,17 @@ class Session:
             opens tell their own.
         sampling_rate: Distance of the model's frames, in frames of the source; default: as in its training.
         device: "cpu", "cuda", "cuda:1", "mps", or "auto".
+        fast: Compile the model's step for this machine's CPU first, see `lean3d.fast.compile_stream`; that takes some
+            seconds when it comes for the first time. States are those of sessions without it.
 
     Attributes:
         model: In eval mode, on `device`.
         classes: Names of the K classes.
+        net: It, frame by frame; with `fast` a `FastStream`, which says what was gained.
 
     Raises:
         StreamingError: The model can't run frame by frame as it is; says what to type.
-        ConfigError: A setting is out of range.
+        ConfigError: A setting is out of range, or `fast` on another device than a CPU.
         CheckpointError: The checkpoint is missing or damaged.
     """
 
@@ -154,6 +158,7 @@ class Session:
         fps: float = DEFAULT_FPS,
         sampling_rate: int | None = None,
         device: str = "auto",
+        fast: bool = False,
     ):
         found = checkpoints.load(model) if isinstance(model, str | Path) else model
         recipe = None
@@ -162,10 +167,10 @@ class Session:
         else:
             net = found
         spec = net.input_spec
-        self.device = checkpoints.device(device)
+        self.device = compiler.device(device) if fast else checkpoints.device(device)
         self.model = net.eval().to(self.device)
         self.classes = tuple(classes or map(str, range(net.spec["arguments"]["num_classes"])))
-        self._net = _stream_of(net)
+        self.net = _stream_of(net)
         if recipe is not None and recipe.data.sampling == "segments" and sampling_rate is None:
             raise StreamingError(
                 f"this model was trained on {spec.num_frames} frames spread over whole videos, so it can't tell how "
@@ -174,6 +179,8 @@ class Session:
             )
         self.fps, self.sampling_rate = fps, sampling_rate or spec.sampling_rate
         self._sampler(fps)  # refuses settings that are out of range
+        if fast:
+            self.net = compiler.compile_stream(self.net)
         self._prepare = _Preparer(spec, recipe.test.crop_area if recipe else 1.0)
         self._streams: dict[str, _Stream] = {}
         self._groups: list[tuple[list[str], State]] = []  # each stream in one of them; they run as a batch
@@ -181,12 +188,12 @@ class Session:
     @property
     def period(self) -> float:
         """Seconds between two predictions of a stream, at `fps`."""
-        return self._net.period * self.sampling_rate / self.fps
+        return self.net.period * self.sampling_rate / self.fps
 
     @property
     def delay(self) -> float:
         """Seconds of video behind a prediction's span that it had to wait for, at `fps`; 0 for causal models."""
-        return self._net.delay * self.sampling_rate / self.fps
+        return self.net.delay * self.sampling_rate / self.fps
 
     @property
     def clip_seconds(self) -> float:
@@ -210,7 +217,7 @@ class Session:
         sampler = self._sampler(fps or self.fps)
         self._forget(stream)
         self._streams[stream] = _Stream(sampler)
-        self._groups.append(([stream], self._net.init_state()))
+        self._groups.append(([stream], self.net.init_state()))
 
     def push(self, frame: Frame, seconds: float | None = None, *, stream: str = "") -> list[StreamPrediction]:
         """The next frame of a stream; see `push_all`."""
@@ -358,7 +365,7 @@ class Session:
             names = [name for part, _ in group for name in part]
             state = group[0][1] if len(group) == 1 else stack_states([state for _, state in group])
             frames = torch.stack([pixels[name] for name in names]).to(self.device)
-            logits, state = self._net.step(normalize(frames, self.model.input_spec), state)
+            logits, state = self.net.step(normalize(frames, self.model.input_spec), state)
             self._groups.append((names, state))
             if logits is not None:
                 yield from zip(names, logits, strict=True)
@@ -367,7 +374,7 @@ class Session:
         names, state = next(group for group in self._groups if name in group[0])
         if not self._streams[name].steps:
             return []
-        rest = self._net.flush(_rows(state, [names.index(name)]) if len(names) > 1 else state)
+        rest = self.net.flush(_rows(state, [names.index(name)]) if len(names) > 1 else state)
         return [self._result(name, logits[0]) for logits in rest]
 
     def _forget(self, name: str) -> None:
@@ -383,20 +390,20 @@ class Session:
         stream = self._streams[name]
         self._forget(name)
         self._streams[name] = _Stream(stream.sampler, stream.pushed, stream.stretch + 1)
-        self._groups.append(([name], self._net.init_state()))
+        self._groups.append(([name], self.net.init_state()))
 
     def _note(self, name: str, seconds: float) -> None:
         """A frame of this time goes to the net."""
-        stream, net = self._streams[name], self._net
+        stream, net = self._streams[name], self.net
         stream.steps += 1
         stream.times.append(seconds)
         del stream.times[: -(net.window * net.period + net.lookahead + net.period)]
 
     def _result(self, name: str, logits: torch.Tensor) -> StreamPrediction:
         """The next result of a stream, and what it is about; see `NetStream`."""
-        stream, period = self._streams[name], self._net.period
+        stream, period = self._streams[name], self.net.period
         last = min(stream.results * period + period - 1, stream.steps - 1)
-        first = max(0, stream.results * period + period - self._net.window * period)
+        first = max(0, stream.results * period + period - self.net.window * period)
         stream.results += 1
         gone = stream.steps - len(stream.times)
         return StreamPrediction(
