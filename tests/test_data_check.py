@@ -43,6 +43,9 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, check.Health]:
     shutil.copy(train / "stays" / "1.mp4", train / "waves" / "other.mp4")  # two labels
     shutil.copy(train / "stays" / "2.mp4", train / "stays" / "twice.mp4")
     write_video(train / "waves" / "slow.mp4", moving_frames(60, seed=7), options={"g": "60"})
+    moved = moving_frames(24, seed=77, height=96, width=128)
+    write_video(train / "stays" / "large.mp4", moved)
+    write_video(val / "stays" / "small.avi", moved[:, ::2, ::2], codec="mpeg4")  # a leak that no hash tells
     stamps = [int(40 * i + 15 * (i % 3 == 0)) for i in range(12)]
     write_video(train / "waves" / "phone.mp4", moving_frames(12, seed=8), stamps=stamps)
     (val / "jumps").mkdir()
@@ -66,6 +69,8 @@ def test_everything_that_is_wrong_is_found_and_nothing_else(ill):
         (["train/waves/empty.mp4"], "the file is empty"),
     ]
     assert found["copies in two splits"] == [(["train/stays/0.mp4", "val/stays/again.mp4"], "train and val")]
+    ((files, note),) = found["near copies in two splits"]
+    assert files == ["train/stays/large.mp4", "val/stays/small.avi"] and note.startswith("train and val, alike to 0.9")
     assert found["copies with two labels"] == [(["train/stays/1.mp4", "train/waves/other.mp4"], "stays and waves")]
     assert found["copies"] == [(["train/stays/2.mp4", "train/stays/twice.mp4"], "2 files")]
     assert found["a group in two splits"] == [(["train/waves/0.mp4", "val/waves/0.mp4"], "film 1: train and val")]
@@ -73,16 +78,16 @@ def test_everything_that_is_wrong_is_found_and_nothing_else(ill):
     assert found["left and right"] == [([], "moves left")]
     assert [files for files, _ in found["variable frame rate"]] == [["train/waves/phone.mp4"]]
     assert found["far-apart keyframes"] == [(["train/waves/slow.mp4"], "60 frames")]
-    assert len(found) == 9 and not health.healthy
+    assert len(found) == 10 and not health.healthy
     problems = [finding.problem for finding in health.findings]
-    assert problems == sorted(problems, reverse=True) and sum(problems) == 5
+    assert problems == sorted(problems, reverse=True) and sum(problems) == 6
 
 
 def test_the_manifest_lists_every_file_and_trains_on_the_good_ones(ill, tmp_path):
     root, health = ill
     health.write(tmp_path)
     rows = list(csv.DictReader((tmp_path / "manifest.csv").open(encoding="utf-8")))
-    assert len(rows) == 20 == health.totals()["files"]
+    assert len(rows) == 22 == health.totals()["files"]
     by_name = {str(Path(row["path"]).relative_to(root)): row for row in rows}
     slow = by_name["train/waves/slow.mp4"]
     assert [slow[k] for k in ("label", "split", "codec", "width", "height", "num_frames", "keyframe_interval")] == [
@@ -93,7 +98,7 @@ def test_the_manifest_lists_every_file_and_trains_on_the_good_ones(ill, tmp_path
     assert by_name["train/waves/cut.mp4"]["reason"] == "the file is cut off"
     good = DataConfig(root=str(tmp_path / "manifest.csv"), where={"ok": "yes"})
     found = {clip.path for clip in check.read_clips(good).clips}
-    assert found == {row["path"] for row in rows if row["ok"] == "yes"} and len(found) == 18
+    assert found == {row["path"] for row in rows if row["ok"] == "yes"} and len(found) == 20
 
 
 def test_a_rare_class_is_named():

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lean3d.data.fingerprint import Fingerprint
 from lean3d.data.readers import FrameReader, Reader, VideoReader, open_video
 from lean3d.errors import DecodeError
 
@@ -85,6 +86,9 @@ class Inspection:
     content_hash: str | None = None
     """SHA-256, hexadecimal, of all frames as shown, small and grey: copies under other names, or in another container,
     have the same one; videos that were encoded anew have not."""
+    fingerprint: np.ndarray | None = None
+    """int8 (2048,), of what moves (see `lean3d.data.fingerprint`): close in videos that were encoded anew; None where
+    too little moves."""
     thumbnail: np.ndarray | None = None
     """The middle frame, uint8 (H, W, 3), its longer side 112 pixels at most."""
 
@@ -317,7 +321,8 @@ def look(path: str | Path, frame_template: str = "{:05d}.jpg") -> Inspection:
     try:
         with open_video(path, frame_template) as video:
             _measure(video, facts)
-            facts["content_hash"], facts["thumbnail"] = _hash_and_thumbnail(video)
+            facts["content_hash"], facts["fingerprint"] = _content(video)
+            facts["thumbnail"] = _thumbnail(video)
         facts["ok"] = True
     except DecodeError as error:
         facts["reason"] = error.reason
@@ -342,15 +347,22 @@ def _measure(video: Reader, facts: dict[str, Any]) -> None:
         facts |= {"codec": video.ending, "keyframe_interval": 1.0}
 
 
-def _hash_and_thumbnail(video: Reader) -> tuple[str, np.ndarray]:
-    digest = hashlib.sha256()
+def _content(video: Reader) -> tuple[str, np.ndarray | None]:
+    """The hash and the fingerprint of all frames."""
+    digest, fingerprint = hashlib.sha256(), Fingerprint(video.num_frames)
     for start in range(0, video.num_frames, _CHUNK):
         numbers = range(start, min(start + _CHUNK, video.num_frames))
-        digest.update(video.get_frames(numbers, size=(HASH_SIDE, HASH_SIDE), channels=1).numpy().tobytes())
+        frames = video.get_frames(numbers, size=(HASH_SIDE, HASH_SIDE), channels=1).numpy()
+        digest.update(frames.tobytes())
+        fingerprint.add(frames[..., 0])
+    return digest.hexdigest(), fingerprint.numbers()
+
+
+def _thumbnail(video: Reader) -> np.ndarray:
     height, width = video.size
     scale = min(1.0, THUMBNAIL_SIDE / max(height, width))
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    return digest.hexdigest(), video.get_frames([video.num_frames // 2], size=size)[0].numpy()
+    return video.get_frames([video.num_frames // 2], size=size)[0].numpy()
 
 
 def _bytes_of(path: Path) -> int:

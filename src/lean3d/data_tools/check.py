@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lean3d.config import DataConfig
 from lean3d.data.annotations import find_videos, read_annotations
+from lean3d.data.fingerprint import alike
 from lean3d.data.isolate import Inspection, inspect_many
 from lean3d.data.manifest import Clip, Manifest, settle
 from lean3d.data.transforms import flip_labels
@@ -75,7 +76,7 @@ class Health:
 
     Attributes:
         manifest: All clips with labels and splits.
-        facts: One inspection a clip, in the manifest's order, without thumbnails.
+        facts: One inspection a clip, in the manifest's order, without thumbnails and fingerprints.
         findings: Problems first.
         thumbnails: JPEG files by path, of some of the clips.
         seconds: How long it took.
@@ -211,6 +212,7 @@ def examine(
             progress(len(found), len(paths), bad)
     facts = tuple(found[path] for path in paths)
     findings = find(manifest, facts)
+    facts = tuple(dataclasses.replace(fact, fingerprint=None) for fact in facts)
     shown = {path for finding in findings for case in finding.cases[:SHOWN] for path in case}
     shown |= {clip.path for clip in _one_a_class(manifest.clips, [fact.ok for fact in facts])}
     kept = {path: jpeg for path, jpeg in thumbnails.items() if path in shown}
@@ -268,6 +270,7 @@ def find(manifest: Manifest, facts: Sequence[Inspection]) -> tuple[Finding, ...]
             [((fact.path,), fact.reason or "") for fact in facts if not fact.ok],
         ),
         *_copies(manifest, whole),
+        *_near_copies(whole),
         _finding(
             "a group in two splits",
             True,
@@ -347,6 +350,42 @@ def _copies(manifest: Manifest, whole: Sequence[tuple[Clip, Inspection]]) -> lis
         ),
         _finding("copies with two labels", True, "One of them must be wrong.", conflicts),
         _finding("copies", False, "The same frames under several names count that many times.", repeats),
+    ]
+
+
+def _near_copies(whole: Sequence[tuple[Clip, Inspection]]) -> list[Finding]:
+    """Clips whose pictures move alike, and which are not equal: one of them was encoded anew, scaled or recoloured."""
+    equal: dict[str | None, list[Clip]] = defaultdict(list)
+    prints: dict[str | None, np.ndarray | None] = {}
+    for clip, fact in whole:
+        equal[fact.content_hash].append(clip)
+        prints[fact.content_hash] = fact.fingerprint
+    hashes = list(equal)
+    together: dict[int, set[int]] = {}  # to each clip all that a row of near copies leads to
+    least: dict[int, float] = {}
+    for first, second, cosine in alike(list(prints.values())):
+        joined = together.get(first, {first}) | together.get(second, {second})
+        lowest = min(cosine, least.get(first, 1.0), least.get(second, 1.0))
+        for place in joined:
+            together[place], least[place] = joined, lowest
+    leaks, repeats = [], []
+    for place in sorted(together):
+        if place > min(together[place]):
+            continue
+        clips = [clip for other in sorted(together[place]) for clip in equal[hashes[other]]]
+        files, splits, note = (
+            tuple(clip.path for clip in clips),
+            _ordered(c.split for c in clips),
+            f"{least[place]:.2f}",
+        )
+        if len(splits) > 1:
+            leaks.append((files, f"{' and '.join(splits)}, alike to {note}"))
+        else:
+            repeats.append((files, f"{len(files)} files, alike to {note}"))
+    text = "What moves in them moves in the same places at the same times, so one seems to be encoded anew from another"
+    return [
+        _finding("near copies in two splits", True, f"{text}: look at them, and keep one, or all in one split.", leaks),
+        _finding("near copies", False, f"{text}.", repeats),
     ]
 
 
