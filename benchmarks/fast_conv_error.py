@@ -5,7 +5,8 @@
 The error is max|d| / max|reference|, the largest of some draws: inputs as after a ReLU (the positive half of a normal
 distribution, zero elsewhere), weights as PyTorch initialises them. Of the gradients it is that of a loss whose gradient
 at the output is normal. Torch's own float32 convolution stands beside ours ("direct"), and the native kernel, where it
-was built, beside the plain PyTorch form (its gradient of the weight is that one's). Prints a table and one JSON line,
+was built, beside the plain PyTorch form (its gradient of the weight is that one's). Of the forms at stride 2, which are
+the compiler's, only outputs. Prints a table and one JSON line,
 and keeps the latter in `benchmarks/results/fast_conv_error.json`.
 """
 
@@ -20,6 +21,7 @@ from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -31,7 +33,8 @@ from torch import Tensor
 import lean3d
 from lean3d.errors import BackendError
 from lean3d.ops import native
-from lean3d.ops.fast_conv import choose_backend, fast_conv3d, transforms
+from lean3d.ops.fast_conv import choose_backend, fast_conv3d, native_time, transforms
+from lean3d.ops.fast_conv import native as native_fast_conv
 
 SIZE = (12, 24, 24)  # divided by all m: each tile is a full one
 CHANNELS = (16, 64, 256)
@@ -41,6 +44,13 @@ TILES = {
     (1, 3, 3): [(1, 2, 2), (1, 4, 4), (1, 6, 6)],
     (3, 3, 3): [(2, 2, 2), (1, 4, 4), (2, 4, 4), (4, 4, 4), (2, 6, 6), (6, 6, 6)],
 }
+STRIDED = [
+    # kernel, channels, tile: forms that the compiler alone uses, at stride 2 in the plane
+    ((1, 3, 3), CHANNELS, native_fast_conv, (1, 4, 4)),
+    ((3, 7, 7), (3, 16), native_time, (4, 1, 1)),
+    ((5, 7, 7), (3, 16), native_time, (2, 1, 1)),
+    ((5, 7, 7), (3, 16), native_time, (4, 1, 1)),
+]
 UNSCALED = ", points unscaled"
 Convolution = Callable[[Tensor, Tensor], Tensor]
 
@@ -99,6 +109,26 @@ def errors(kernel: tuple[int, ...], channels: int, draws: int) -> dict[str, list
     return worst
 
 
+def strided_error(
+    kernel: tuple[int, ...], channels: int, module: Any, tile: tuple[int, ...] | None, draws: int
+) -> float:
+    """Of a form at stride 2 in the plane, or of torch's own convolution where `tile` is None."""
+    shape = {"stride": (1, 2, 2), "padding": tuple(r // 2 for r in kernel)}
+    worst = 0.0
+    for seed in range(draws):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, channels, *SIZE, generator=generator).relu()
+        bound = 1 / math.sqrt(channels * math.prod(kernel))
+        weight = (torch.rand(OUT_CHANNELS, channels, *kernel, generator=generator) * 2 - 1) * bound
+        exact = F.conv3d(x.double(), weight.double(), **shape)
+        if tile is None:
+            y = F.conv3d(x, weight, **shape)
+        else:
+            y = module.pack(weight, **shape, algorithm=native_fast_conv.name_of(tile))(x)
+        worst = max(worst, ((y - exact).abs().max() / exact.abs().max()).item())
+    return worst
+
+
 def main() -> None:
     """Run, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,6 +146,13 @@ def main() -> None:
                 shape = "x".join(map(str, kernel))
                 rows.append({"kernel": shape, "form": name, "channels": channels, "output": y, "dx": dx, "dweight": dw})
                 table.add_row(shape, name, str(channels), f"{y:.1e}", f"{dx:.1e}", f"{dw:.1e}")
+    for (kernel, _, module, tile), channels in ((case, count) for case in STRIDED for count in case[1]):
+        shape = "x".join(map(str, kernel)) + ", stride 2"
+        forms = {"direct": None, **({f"{'x'.join(map(str, tile))} native": tile} if native.available() else {})}
+        for name, wanted in forms.items():
+            y = float(f"{strided_error(kernel, channels, module, wanted, args.draws):.1e}")
+            rows.append({"kernel": shape, "form": name, "channels": channels, "output": y})
+            table.add_row(shape, name, str(channels), f"{y:.1e}")
     Console().print(table)
     result = {
         "benchmark": "fast_conv_error",
