@@ -69,6 +69,9 @@ def test_events_on_joined_clips_are_found_where_they_are(tmp_path):
     results = evaluate(session, clips, events=EventConfig(smooth=0.0))
     assert results.videos == 1 and results.predicted == results.truth <= 12
     assert results.matches == tuple(Match(overlap, 1.0, 1.0) for overlap in (0.3, 0.5, 0.7))
+    assert results.lag == pytest.approx(0.0, abs=0.06)
+    early = evaluate(session, clips, events=EventConfig(smooth=0.0, lag=0.2))
+    assert early.lag == pytest.approx(results.lag - 0.2, abs=0.06)
     slow = evaluate(session, clips, events=EventConfig(on=0.9, off=0.5, smooth=2.5))
     assert slow.matches[-1].recall < 0.6  # averages over two clips see none of them
     assert session.streams == ()

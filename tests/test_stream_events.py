@@ -65,6 +65,28 @@ def test_averaging_does_not_move_events():
             assert (walk.start, walk.end) == pytest.approx((2.0, 4.0), abs=0.11), (window, smooth)
 
 
+def test_what_lags_is_set_back():
+    """Scores of a class that is there from 2 to 4 s come three tenths of a second late."""
+    tracker = EventTracker(CLASSES, EventConfig(on=0.5, off=0.5, smooth=0, lag=0.3))
+    events = []
+    for i in range(1, 80):
+        seen = 2 < i / 10 - 0.35 < 4
+        events += tracker.update(prediction(of_first(0.9 if seen else 0.1), i / 10))
+    (event,) = [e for e in events + tracker.finish() if e.label == "walks"]
+    assert (event.start, event.end) == pytest.approx((2.0, 4.0), abs=0.051)
+    early = EventTracker(CLASSES, EventConfig(smooth=0, lag=5.0))
+    early.update(prediction(of_first(0.9), 0.2))
+    assert early.finish()[0].start == 0.0
+
+
+def test_scores_are_averaged_over_an_eighth_of_what_they_are_about():
+    tracker = EventTracker(CLASSES)
+    for i in range(30):
+        tracker.update(prediction(of_first(i / 30), 2 + i / 10, start=i / 10))
+    assert tracker.smoothed is not None
+    assert float(tracker.smoothed[0]) == pytest.approx(np.mean([27, 28, 29]) / 30, abs=1e-6)  # a quarter of a second
+
+
 @settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(*[st.floats(0.01, 1)] * 3), min_size=1, max_size=80),
@@ -111,6 +133,6 @@ def test_only_some_classes_make_events():
     assert [e.label for e in tracker.finish()] == ["runs"]
     with pytest.raises(ConfigError, match="no class 'run': did you mean runs"):
         EventTracker(CLASSES, EventConfig(labels=("run",)))
-    for wrong in ({"on": 0.3}, {"off": 0.0}, {"on": 1.1}, {"smooth": -1.0}):
+    for wrong in ({"on": 0.2}, {"off": 0.0}, {"on": 1.1}, {"smooth": -1.0}, {"lag": -0.1}):
         with pytest.raises(ConfigError):
             EventConfig(**wrong)

@@ -208,12 +208,14 @@ class ViewsConfig:
 class EventConfig:
     """When a class's scores on a stream are an event."""
 
-    on: float = 0.6
+    on: float = 0.5
     """Smoothed score at which an event begins."""
-    off: float = 0.4
+    off: float = 0.3
     """Smoothed score below which it ends; at most as much as on."""
-    smooth: float = 0.25
-    """Seconds of scores that are averaged (0: each by itself)."""
+    smooth: float | None = None
+    """Seconds of scores that are averaged; 0: each by itself (default: an eighth of the span that a score is about)."""
+    lag: float = 0.0
+    """Seconds by which scores are behind what is to be seen, as those of causal models; eval --stream measures it."""
     min_seconds: float = 0.0
     """Shorter events don't count."""
     labels: tuple[str, ...] = ()
@@ -222,9 +224,10 @@ class EventConfig:
     def __post_init__(self) -> None:
         if not 0 < self.off <= self.on <= 1:
             raise ConfigError(f"on and off must be scores with 0 < off <= on <= 1, got on {self.on}, off {self.off}")
-        if self.smooth < 0 or self.min_seconds < 0:
+        if (self.smooth or 0.0) < 0 or self.lag < 0 or self.min_seconds < 0:
             raise ConfigError(
-                f"smooth and min_seconds are seconds, at least 0; got {self.smooth} and {self.min_seconds}"
+                f"smooth, lag and min_seconds are seconds, at least 0; got {self.smooth}, {self.lag} and "
+                f"{self.min_seconds}"
             )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,6 +88,9 @@ class StreamResults:
         truth: Events in them.
         predicted: Events that were found there, right or wrong.
         matches: Precision and recall, for each of `OVERLAPS`.
+        lag: Seconds by which found events are behind the truth, middle against middle: the median over those that
+            overlap an event of their class. None where there are none. Worth setting as `EventConfig.lag`, beside what
+            that was.
         bad: Files that could not be decoded.
     """
 
@@ -99,6 +103,7 @@ class StreamResults:
     truth: int
     predicted: int
     matches: tuple[Match, ...]
+    lag: float | None
     bad: tuple[BadFile, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,6 +130,8 @@ class StreamResults:
         for match in self.matches:
             numbers = f"{match.precision:.3f}, {match.recall:.3f}"
             table.add_row(f"events: precision, recall at tIoU {match.overlap:g}", numbers)
+        if self.lag is not None:
+            table.add_row("events are behind the truth by", f"{self.lag:.2f} s")
         return table
 
 
@@ -185,6 +192,7 @@ def evaluate(
         truth=sum(map(len, truth)),
         predicted=sum(map(len, found)),
         matches=tuple(match_events(found, truth, overlap) for overlap in OVERLAPS),
+        lag=_lag(found, truth),
         bad=bad,
     )
 
@@ -306,6 +314,18 @@ def _merged(segments: Sequence[Segment]) -> list[Segment]:
         else:
             merged.append(segment)
     return merged
+
+
+def _lag(found: Sequence[Sequence[Event]], truth: Sequence[Sequence[Segment]]) -> float | None:
+    """Seconds from the middle of the truth's events to that of the found ones that overlap them most."""
+    lags = []
+    for events, segments in zip(found, truth, strict=True):
+        for event in events:
+            fitting = [(_overlap(event, s), s.start, s.end) for s in segments if s.label == event.label]
+            best, start, end = max(fitting, default=(0.0, 0.0, 0.0))
+            if best > 0 and event.end is not None:
+                lags.append((event.start + event.end - start - end) / 2)
+    return statistics.median(lags) if lags else None
 
 
 def _overlap(event: Event, segment: Segment) -> float:

@@ -64,7 +64,8 @@ class EventTracker:
 
     A prediction is about a span of frames, and so are several that are averaged. The middle of that span stands for it:
     an event begins at the middle of the first one that is `on` and ends at that of the first one that is `off`, so that
-    averaging, which blurs events, does not move them.
+    averaging, which blurs events, does not move them. What a score sees beyond its span does: features of a causal
+    model look back. `config.lag` takes that off.
 
     Args:
         classes: Names of the K classes.
@@ -115,10 +116,11 @@ class EventTracker:
         if recent and recent[-1].stretch != prediction.stretch:
             return [*self.finish(), *self.update(prediction)]
         recent.append(prediction)
-        while len(recent) > 1 and prediction.end - recent[0].end >= self.config.smooth - 1e-6:
+        smooth = (prediction.end - prediction.start) / 8 if self.config.smooth is None else self.config.smooth
+        while len(recent) > 1 and prediction.end - recent[0].end >= smooth - 1e-6:
             recent.popleft()
         self.smoothed = torch.stack([p.probabilities for p in recent]).mean(0)
-        self._now = (recent[0].start + prediction.end) / 2
+        self._now = max(0.0, (recent[0].start + prediction.end) / 2 - self.config.lag)
         ended: list[Event] = []
         if self._open is not None and self.smoothed[self._open] < self.config.off:
             ended = self._close(self._now)
