@@ -34,6 +34,8 @@ from lean3d.predict import Predictor, load_model
 
 SETTINGS_FILE = "batch.json"
 BAD_FILE = "bad_files.csv"
+STORE_BYTES = 256 * 2**20
+"""Shared memory of a Ray on this machine; only lists of paths go through it, and containers may have little."""
 DEATHS = 2
 """A video that so many workers died of is bad."""
 
@@ -203,8 +205,8 @@ def _map(rows: list[dict[str, Any]], workers: int | None, settings: dict[str, An
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
-        local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
+        local: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
     try:
         gpu = settings["device"].startswith("cuda") or (settings["device"] == "auto" and torch.cuda.is_available())
         have = ray.cluster_resources().get("GPU" if gpu else "CPU", 1)
