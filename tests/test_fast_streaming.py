@@ -9,6 +9,8 @@ from lean3d import fast
 from lean3d.blocks import map_state, split_state, stack_states, state_layout
 from lean3d.errors import ConfigError, StreamingError
 from lean3d.fast import choose, streaming
+from lean3d.fast.graph import Call, Conv
+from lean3d.fast.trace import trace
 from lean3d.models import VideoNet, create_model
 from lean3d.stream import Session
 
@@ -144,6 +146,17 @@ def test_too_large_an_error_is_mended(all_compiled, monkeypatch):
     compiled = fast.compile_stream(small("c3d_light").stream(), quiet=True)
     assert compiled.gains and compiled.error <= 1e-5 and len(set(tolerances)) == 3
     assert "stages.1" in "".join(str(cell) for column in compiled.explain().columns for cell in column.cells)
+
+
+def test_causal_nets_compile_on_clips_too():
+    """Their convolutions are seen as such: nothing but the zeros before the first frame is a call of its own."""
+    net, clip = small("c3d_light", num_frames=8), torch.randn(2, 3, 8, 32, 32)
+    graph = trace(net, (clip,))
+    assert sum(isinstance(op, Conv) for op in graph.ops) > 8
+    calls = {op.name for op in graph.ops if isinstance(op, Call) and len(op.outputs[0].shape) == 5}
+    assert calls <= {"torch.nn.functional.pad"} and calls
+    with torch.inference_mode():
+        check_equal(net(clip), fast.compile(net, clip, quiet=True)(clip))
 
 
 def test_errors_say_what_to_do():

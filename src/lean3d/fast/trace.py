@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lean3d.blocks import Conv3d, FastConv3d, Pool3d, TemporalResidualGradient
+from lean3d.blocks import CausalConv3d, Conv3d, FastConv3d, Pool3d, TemporalResidualGradient
 from lean3d.blocks.stem import SpatialMaxPool, TemporalMaxPool
 from lean3d.blocks.streaming import sliding_max
 from lean3d.errors import ConfigError
@@ -407,6 +407,26 @@ def _conv(recorder: _Recorder, module: nn.Conv3d, tensors: Sequence[Any]) -> Val
     return _emit_conv(recorder, x, y, weight, bias, module.stride, padding, module.dilation, module.groups)
 
 
+def _causal_conv(recorder: _Recorder, module: CausalConv3d, tensors: Sequence[Any]) -> Value | None:
+    """With frames of zeros before the first, where that isn't what a convolution pads with."""
+    x, weight = recorder.value(tensors[0]), recorder.constant(module.weight)
+    if x is None or weight is None or type(module).forward is not CausalConv3d.forward:
+        return None
+    if tuple(module.dilation) != (1, 1, 1) or len(x.shape) != 5 or x.dtype != torch.float32:
+        return None
+    before, behind = module.time_padding()
+    padding = module.padding
+    if before != behind:
+        n, c, t, h, w = x.shape
+        padded = Value((n, c, before + t + behind, h, w), x.dtype)
+        where = (0, 0, 0, 0, before, behind)
+        source = len(recorder.events) - 1
+        recorder.ops.append(Call([x], [padded], F.pad, (x, where), {}, "torch.nn.functional.pad", sources=[source]))
+        x, padding = padded, (0, *module.padding[1:])  # type: ignore[assignment]
+    bias = recorder.constant(module.bias)
+    return _emit_conv(recorder, x, tensors[1], weight, bias, module.stride, padding, module.dilation, module.groups)
+
+
 def _emit_conv(
     recorder: _Recorder,
     x: Value,
@@ -509,6 +529,7 @@ def _gradient(recorder: _Recorder, module: TemporalResidualGradient, tensors: Se
 _MODULES: dict[type, Any] = {
     nn.Conv3d: _conv,
     Conv3d: _conv,
+    CausalConv3d: _causal_conv,
     FastConv3d: _conv,
     nn.BatchNorm3d: _batch_norm,
     nn.Linear: _linear,
