@@ -327,7 +327,8 @@ def kept_results(folder: Path, accuracies: dict[str, list[float]], table: studie
             "val": {"top1": top1, "loss": 1.0, "epoch": 3}, "val_top1_by_epoch": [0.1, 0.5, 0.85, 0.8, 0.9],
             "cpu_minutes": 2.0,
             "test": {
-                "top1": top1, "videos": 200, "classes": ["bin", "lay"], "confusion": [[90, 10], [3, 97]],
+                "top1": top1, "videos": 200, "classes": ["bin", "lay", "place", "set"],
+                "confusion": [[90, 10, 0, 0], [3, 97, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
                 "probes": dict.fromkeys(probes.PROBES, top1 / 2),
             },
         }  # fmt: skip
@@ -358,6 +359,13 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "10.0x (7.4x) | 15.0x (11.0x) | +23.0 (+3.0) | digit 10 % (3)" in claim
     picture = re.search(r"!\[.*\]\((images/.*\.png)\)", text)
     assert picture and (page.parent / picture[1]).stat().st_size > 5000
+
+    idle = tmp_path / "idle"
+    kept_results(idle, {**found, "C3D": [0.26, 0.24]}, table)
+    page.write_text("<!-- tables -->\n<!-- /tables -->\n")
+    tables.main(["--results", str(idle), "--page", str(page)], [table])
+    assert "| C3D / light" not in page.read_text(), "to be ahead of a net that guesses is no claim"
+    assert "did not learn: C3D on digit with 10 % (0.250)." in page.read_text()
 
     forged = tmp_path / "rows-digit.jsonl"
     forged.write_text(forged.read_text().replace('"top1": 0.8, "videos"', '"top1": 0.9, "videos"'))

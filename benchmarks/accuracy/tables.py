@@ -35,6 +35,8 @@ ENOUGH = 3
 """Seeds from which on a spread is given."""
 CEILING = 0.95
 """The papers' claims are looked at where the heavy net is below this."""
+CHANCE = 2
+"""And above this many times what guessing gives: to be ahead of a net that did not learn says nothing."""
 
 PAIRS = (
     ("C3D", "light C3D", 7.4, 11.0, 3.0),
@@ -276,15 +278,21 @@ def _claims(kept: Kept) -> Lines:
         if "test" in result and result["recipe"] == "light":
             places[result["net"]][result["task"], result["share"], result["seed"]] = result
     lines = []
+    idle: list[str] = []
+    by_classes = {r["task"]: len(r["test"]["classes"]) for r in kept.results.values() if "test" in r}
     for heavy, light, weights, work, points in PAIRS:
         both = sorted(set(places[heavy]) & set(places[light]))
         by_place: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
         for place in both:
             accuracies = tuple(places[net][place]["test"]["top1"] for net in (heavy, light))
             by_place[place[:2]].append(accuracies)  # type: ignore[arg-type]
-        open_places = {
-            place: pairs for place, pairs in by_place.items() if statistics.mean(h for h, _ in pairs) < CEILING
-        }
+        open_places = {}
+        for place, pairs in by_place.items():
+            mean, guessing = statistics.mean(h for h, _ in pairs), 1 / by_classes[place[0]]
+            if mean < CHANCE * guessing:
+                idle.append(f"{heavy} on {place[0]} with {place[1]} % ({mean:.3f})")
+            elif mean < CEILING:
+                open_places[place] = pairs
         if not open_places:
             continue
         gains = [100 * statistics.mean(b - a for a, b in pairs) for pairs in open_places.values()]
@@ -299,13 +307,15 @@ def _claims(kept: Kept) -> Lines:
                 where,
             ]
         )
+    left_out = [f"Left out, since the heavy net did not learn: {', '.join(dict.fromkeys(idle))}.", ""] if idle else []
     if not lines:
-        return []
+        return left_out
     heads = ["heavy / light", "fewer weights (claim)", "its MACs / fast (claim)", "points (claim)", "over (seeds)"]
     return [
         f"Mean over tasks and shares where the heavy net is below {CEILING:.0%}, at equal width.",
         "",
         *_markdown(heads, lines),
+        *left_out,
     ]
 
 
