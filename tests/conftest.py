@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lean3d import checkpoint
 from lean3d.config import TrainConfig, ViewsConfig, to_dict
@@ -43,3 +45,12 @@ def stream_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stream_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty frames, 25 in a second."""
     return write_video(tmp_path_factory.mktemp("videos") / "walk.mp4", moving_frames(60, 48, 64))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads; and tiny nets are fastest with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -110,15 +110,6 @@ def test_conversion_keeps_parameters_modes_and_sharing():
     assert convert_sync_batchnorm(net)[1] is net[1]
 
 
-@pytest.fixture
-def one_thread():
-    """As each of the two processes has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_two_processes_train_as_one_with_the_same_batch(tmp_path, one_thread):
     """Everything is on but dropout and mixing, which each process draws for itself."""
     root = write_clips(tmp_path / "clips", train=12, val=3)

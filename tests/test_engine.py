@@ -27,14 +27,7 @@ from lean3d.models import create_model, model_from_config
 from test_weights_2d import random_resnet
 from tiny_runs import CLASSES, tiny_config, write_clips
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny nets are fastest with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from lean3d.errors import CheckpointError, ConfigError, DataError
 from test_shards import free_port
 from tiny_runs import tiny_config, write_clips
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TRAIN = """
 import sys, torch
 from lean3d.config import TrainConfig, from_json
@@ -33,15 +35,6 @@ torch.set_num_threads(1)
 config, resume = sys.argv[1:]
 fit(resume=resume) if resume else fit(from_json(TrainConfig, config))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Bits depend on the number of threads; and tiny nets are fastest with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from lean3d.engine.logging import read_rows
 from lean3d.errors import CheckpointError, ConfigError, DataError
 from tiny_runs import tiny_config, write_clips
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHILD = """
 import os, signal, sys, torch
 from lean3d.config import TrainConfig, from_json
@@ -42,15 +44,6 @@ except Interrupted as stopped:
     sys.exit(stopped.exit_code)
 """
 """Trains, writes a checkpoint after step 9 and gets a signal before step 11, in the middle of the second epoch."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Bits depend on the number of threads; and tiny nets are fastest with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
