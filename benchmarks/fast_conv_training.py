@@ -68,7 +68,7 @@ def train(config: TrainConfig, name: str, seed: int, folder: Path) -> dict[str, 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=float, default=16)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--clips", type=int, default=40, help="of each of the ten classes")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -422,6 +422,11 @@ class Geometry:
         self.kernel, self.stride, self.padding = tuple(weight_shape[2:]), tuple(stride), tuple(padding)
 
     def out_shape(self, shape: Sequence[int]) -> torch.Size:
+        """`(N, C, T, H, W)` -> `(N, O, T', H', W')`.
+
+        Raises:
+            ConfigError: Another number of channels, something empty, or x is smaller than the kernel.
+        """
         if len(shape) != 5 or shape[1] != self.channels or min(shape) < 1:
             raise ConfigError(f"x must be (N, {self.channels}, T, H, W), nothing empty; got {tuple(shape)}")
         sizes = [
