@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data import dataset
-from lean3d.data.dataset import BadFile, BadFileLog, ClipTable, TestClips, TrainClips, decode_size
+from lean3d.data.dataset import (
+    BadFile,
+    BadFileLog,
+    ClipTable,
+    TestClips,
+    TrainClips,
+    appearance_of_batch,
+    decode_size,
+)
 from lean3d.data.manifest import Clip
 from lean3d.data.readers import VideoReader
 from lean3d.data.transforms import TrainTransform
@@ -67,6 +75,21 @@ def test_a_clip_follows_from_seed_epoch_and_index_alone(clips):
     assert torch.equal(first, pickle.loads(pickle.dumps(data))[0, 2].clip), "also in a process that was spawned"
     assert not torch.equal(first, data[1, 2].clip)
     assert not torch.equal(first, other[0, 2].clip)
+
+
+def test_looks_may_come_later_and_are_the_same(clips):
+    """What a GPU does to a batch is what the loader's processes do without one."""
+    augment = AugmentConfig(color_jitter=0.4, rand_augment=3, rand_augment_magnitude=9, erasing=0.5)
+    whole, placed = (TrainClips(clips, CLASSES, DataConfig(), SPEC, augment, 4, whole=w) for w in (True, False))
+    for epoch in range(3):
+        right = torch.stack([whole[epoch, index].clip for index in range(8)])
+        samples = [placed[epoch, index] for index in range(8)]
+        plain = torch.stack([sample.clip for sample in samples])
+        indices = torch.tensor([sample.index for sample in samples])
+        kept = plain.clone()
+        assert torch.equal(appearance_of_batch(plain, indices, placed.transform.appearance, 4, epoch), right)
+        assert torch.equal(plain, kept) and not torch.equal(plain, right)
+    assert appearance_of_batch(plain[:0], indices[:0], placed.transform.appearance, 4, 0).shape == (0, *plain.shape[1:])
 
 
 def test_grey_clips_have_one_channel(clips):

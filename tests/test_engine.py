@@ -186,6 +186,16 @@ def test_the_moving_average_is_what_is_saved(clips, tmp_path):
     assert not torch.equal(saved["head.linear.weight"], trained["head.linear.weight"])
 
 
+def test_where_clips_get_their_looks_changes_nothing(clips, tmp_path, monkeypatch):
+    """On a GPU the trainer does it; here it is told to."""
+    changes = {"augment_color_jitter": 0.4, "augment_rand_augment": 2, "augment_erasing": 0.5, "optim_precise_bn": 2}
+    fit(tiny_config(clips, tmp_path / "loader", **changes))
+    monkeypatch.setattr(loop, "_augments", lambda device: True)
+    fit(tiny_config(clips, tmp_path / "trainer", **changes))
+    here, there = (weights(tmp_path / run / "model.safetensors") for run in ("loader", "trainer"))
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
 def test_linear_probing_moves_the_classifier_alone(clips, learned, tmp_path):
     start = weights(learned[1].run / "model.safetensors")
     result = fit(

@@ -2,7 +2,8 @@
 
 A clip is uint8 (C, T, h, w) with C = 3 (RGB) or 1 (grey). Every operation does the same to each frame: what it
 measures (a mean, a histogram) it measures over the whole clip, so that nothing flickers. An operation returns a new
-clip, or the same one where there is nothing to do, and never writes into its input.
+clip, or the same one where there is nothing to do, and never writes into its input. All work where the clip
+is, on a GPU too; what is random is drawn on the CPU, so both do the same.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def autocontrast(clip: torch.Tensor) -> torch.Tensor:
     tables = []
     for channel in clip:
         low, high = (int(value) for value in channel.aminmax())
-        values = torch.arange(256)
+        values = torch.arange(256, device=clip.device)
         tables.append(((values - low) * 255 // (high - low)).clamp(0, 255) if high > low else values)
     return _look_up(clip, torch.stack(tables).byte())
 
@@ -63,7 +64,7 @@ def equalize(clip: torch.Tensor) -> torch.Tensor:
         histogram = torch.bincount(channel, minlength=256)
         step = (len(channel) - int(histogram[int(channel.max())])) // 255
         if step == 0:
-            tables.append(torch.arange(256))
+            tables.append(torch.arange(256, device=clip.device))
         else:
             below = histogram.cumsum(0) - histogram
             tables.append(((below + step // 2) // step).clamp(max=255))
@@ -77,7 +78,7 @@ def posterize(clip: torch.Tensor, bits: int) -> torch.Tensor:
 
 def solarize(clip: torch.Tensor, threshold: float) -> torch.Tensor:
     """Invert values of at least `threshold`."""
-    values = torch.arange(256)
+    values = torch.arange(256, device=clip.device)
     return _look_up(clip, torch.where(values >= threshold, 255 - values, values).byte().expand(len(clip), 256))
 
 
@@ -109,7 +110,8 @@ def affine(
     """
     channels, frames, height, width = clip.shape
     (a, b, c, d), (tx, ty) = matrix, shift
-    theta = torch.tensor([[[a, b * height / width, 2 * tx / width], [c * width / height, d, 2 * ty / height]]])
+    rows = [a, b * height / width, 2 * tx / width], [c * width / height, d, 2 * ty / height]
+    theta = torch.tensor([rows], device=clip.device)
     grid = F.affine_grid(theta, [1, 1, height, width], align_corners=False)
     planes = clip.reshape(1, channels * frames, height, width).float() - _FILL
     moved = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -149,7 +151,7 @@ def erase(
     top = integer(generator, height - box_height + 1)
     left = integer(generator, width - box_width + 1)
     clip = clip.clone()
-    colour = torch.tensor([round(255 * value) for value in fill], dtype=torch.uint8)
+    colour = torch.tensor([round(255 * value) for value in fill], dtype=torch.uint8, device=clip.device)
     clip[:, :, top : top + box_height, left : left + box_width] = colour[:, None, None, None]
     return clip
 

@@ -24,7 +24,7 @@ from lean3d.data.manifest import Clip
 from lean3d.data.readers import Reader, open_video
 from lean3d.data.sampling import dense_indices, segment_indices, view_indices
 from lean3d.data.shards import ShardCache
-from lean3d.data.transforms import TestTransform, TrainTransform
+from lean3d.data.transforms import Appearance, TestTransform, TrainTransform
 from lean3d.errors import DataError, DecodeError, TooManyBadFilesError
 
 MAX_TRIES = 10
@@ -95,6 +95,7 @@ class TrainClips(Dataset[Sample]):
         spec: The clip that the model wants.
         augment: What happens to a clip.
         seed: The run's seed, at least 0.
+        whole: Whether clips get their appearance here; else `appearance_of_batch` gives it to them, on a GPU.
 
     Raises:
         DataError: No clip has a label.
@@ -108,6 +109,8 @@ class TrainClips(Dataset[Sample]):
         spec: InputSpec,
         augment: AugmentConfig,
         seed: int,
+        *,
+        whole: bool = True,
     ):
         self.table = ClipTable([clip for clip in clips if clip.label >= 0])
         if not len(self.table):
@@ -116,6 +119,7 @@ class TrainClips(Dataset[Sample]):
         self.spec = spec
         self.augment = augment
         self.seed = seed
+        self.whole = whole
         self.transform = TrainTransform(augment, spec, tuple(classes))
         self._opener = _Opener(data)
         self.shards = self._opener.shards
@@ -137,7 +141,7 @@ class TrainClips(Dataset[Sample]):
             generator = _generator(self.seed, epoch, index, attempt)
             now = index if attempt == 0 else self._replacement(index, tried, generator)
             try:
-                clip, label = self._load(now, generator)
+                clip, label = self._load(epoch, now, generator)
             except DecodeError as error:
                 bad.append(BadFile(self.table.path(now), error.reason))
                 tried.append(now)
@@ -145,7 +149,7 @@ class TrainClips(Dataset[Sample]):
                 return Sample(clip, label, now, tuple(bad))
         return Sample(None, -1, index, tuple(bad))
 
-    def _load(self, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+    def _load(self, epoch: int, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
         with self._opener.open(self.table.path(index)) as reader:
             if self.data.sampling == "segments":
                 frames = segment_indices(reader.num_frames, self.spec.num_frames, generator)
@@ -153,7 +157,10 @@ class TrainClips(Dataset[Sample]):
                 frames = dense_indices(reader.num_frames, self.spec.num_frames, self.spec.sampling_rate, generator)
             size = decode_size(reader.size, self.spec.size, self.augment)
             pixels = reader.get_frames(frames.tolist(), size=size, channels=self.spec.channels)
-        return self.transform(pixels, self.table.label(index), generator)
+        clip, label = self.transform.place(pixels, self.table.label(index), generator)
+        if self.whole:
+            clip = self.transform.appearance(clip, appearance_generator(self.seed, epoch, index))
+        return clip, label
 
     def _replacement(self, index: int, tried: list[int], generator: torch.Generator) -> int:
         """An untried clip, of the same class as clip `index` where there is one."""
@@ -318,6 +325,37 @@ def decode_size(
     if smallest < 1.25:
         return None
     return math.ceil(frame[0] / smallest - 1e-6), math.ceil(frame[1] / smallest - 1e-6)
+
+
+def appearance_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """What decides how a clip looks in an epoch, wherever that is done.
+
+    Args:
+        seed: The run's.
+        epoch: From 0.
+        index: The clip's place in the data set.
+    """
+    return _generator(seed, epoch, index, MAX_TRIES)  # attempts have smaller numbers
+
+
+def appearance_of_batch(
+    clips: torch.Tensor, indices: torch.Tensor, appearance: Appearance, seed: int, epoch: int
+) -> torch.Tensor:
+    """Give clips, which come from a `TrainClips` without them, their looks.
+
+    Args:
+        clips: uint8 (N, C, T, h, w), on any device.
+        indices: int64 (N,), their places in the data set.
+        appearance: As in the data set.
+        seed: The run's.
+        epoch: From 0.
+
+    Returns:
+        uint8 (N, C, T, h, w): what a whole `TrainClips` gives.
+    """
+    pairs = zip(clips, indices.tolist(), strict=True)
+    changed = [appearance(clip, appearance_generator(seed, epoch, index)) for clip, index in pairs]
+    return torch.stack(changed) if changed else clips
 
 
 def _generator(*words: int) -> torch.Generator:

@@ -176,6 +176,7 @@ def train_loader(
     rank: int = 0,
     world: int = 1,
     pin_memory: bool = False,
+    whole: bool = True,
 ) -> TrainLoader:
     """Batches to train on.
 
@@ -190,6 +191,7 @@ def train_loader(
         rank: This process.
         world: Processes.
         pin_memory: Put batches where a GPU fetches them faster.
+        whole: Whether clips get their appearance in the loader, see `TrainClips`.
 
     Returns:
         A loader whose `batches(epoch, start)` gives `Batch`es of `batch_size // world` clips. Its processes live as
@@ -199,7 +201,7 @@ def train_loader(
         ConfigError: See `TrainSampler`.
         DataError: No clip has a label.
     """
-    dataset = TrainClips(clips, classes, data, spec, augment, seed)
+    dataset = TrainClips(clips, classes, data, spec, augment, seed, whole=whole)
     packed = shards_of(dataset.table.path(index) for index in range(len(dataset)))
     coming = _Fetch(dataset.shards, *packed) if packed and any(map(is_address, packed[1])) else None
     sampler = TrainSampler(

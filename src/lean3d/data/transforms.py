@@ -23,8 +23,45 @@ Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels."""
 
 
+class Appearance:
+    """What a training clip looks like once it has its place: colour, RandAugment, erasing, in this order.
+
+    Args:
+        augment: What to do.
+        input_spec: Has the colour of what is erased.
+
+    Raises:
+        ConfigError: A setting of RandAugment is out of its range.
+    """
+
+    def __init__(self, augment: AugmentConfig, input_spec: InputSpec):
+        self.augment = augment
+        self.fill = input_spec.mean
+        self.rand_augment = RandAugment(augment.rand_augment, augment.rand_augment_magnitude)
+
+    def __call__(self, clip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The changed clip.
+
+        Args:
+            clip: uint8 (C, T, h, w), on any device.
+            generator: On the CPU; source of every random choice.
+
+        Returns:
+            uint8 (C, T, h, w), contiguous.
+        """
+        augment = self.augment
+        if augment.color_jitter > 0:
+            low, high = max(0.0, 1 - augment.color_jitter), 1 + augment.color_jitter
+            brightness, contrast, saturation = (uniform(generator, low, high) for _ in range(3))
+            clip = adjust_colour(clip, brightness=brightness, contrast=contrast, saturation=saturation)
+        clip = self.rand_augment(clip, generator)
+        if augment.erasing > 0 and uniform(generator, 0, 1) < augment.erasing:
+            clip = erase(clip, self.fill, generator)
+        return clip.contiguous()
+
+
 class TrainTransform:
-    """A training clip out of decoded frames: crop and resize, flip, colour, RandAugment, erasing, in this order.
+    """A training clip out of decoded frames: crop and resize, flip, then its `Appearance`.
 
     Crops (`augment.crop`), where *the largest crop* is the largest box with the shape of the model's input that fits
     into the frame (no distortion):
@@ -52,10 +89,15 @@ class TrainTransform:
         """The label of each class after a flip; None: clips are never flipped."""
         if augment.flip != "off":
             self.labels_flipped = flip_labels(classes, augment.flip_map, from_names=augment.flip == "auto")
-        self.rand_augment = RandAugment(augment.rand_augment, augment.rand_augment_magnitude)
+        self.appearance = Appearance(augment, input_spec)
 
     def __call__(self, frames: torch.Tensor, label: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-        """One random clip.
+        """One random clip: `place`, with its arguments and errors, then `appearance`."""
+        clip, label = self.place(frames, label, generator)
+        return self.appearance(clip, generator), label
+
+    def place(self, frames: torch.Tensor, label: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+        """A random part of the frames, at the size that the model wants, perhaps flipped.
 
         Args:
             frames: uint8 (T, H, W, C) of any size.
@@ -69,18 +111,11 @@ class TrainTransform:
             ConfigError: The frames have another shape or type.
         """
         _check_frames(frames, self.input_spec)
-        augment, spec = self.augment, self.input_spec
-        clip = _crop_and_resize(frames, self._draw_box(frames.shape[1], frames.shape[2], generator), spec.size)
+        box = self._draw_box(frames.shape[1], frames.shape[2], generator)
+        clip = _crop_and_resize(frames, box, self.input_spec.size)
         if self.labels_flipped is not None and integer(generator, 2):
             clip = clip.flip(-1)
             label = self.labels_flipped[label] if label >= 0 else label
-        if augment.color_jitter > 0:
-            low, high = max(0.0, 1 - augment.color_jitter), 1 + augment.color_jitter
-            brightness, contrast, saturation = (uniform(generator, low, high) for _ in range(3))
-            clip = adjust_colour(clip, brightness=brightness, contrast=contrast, saturation=saturation)
-        clip = self.rand_augment(clip, generator)
-        if augment.erasing > 0 and uniform(generator, 0, 1) < augment.erasing:
-            clip = erase(clip, spec.mean, generator)
         return clip.contiguous(), label
 
     def _draw_box(self, height: int, width: int, generator: torch.Generator) -> Box:

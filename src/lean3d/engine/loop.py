@@ -31,10 +31,10 @@ from torch.optim import Optimizer
 
 from lean3d import checkpoint
 from lean3d.config import TrainConfig, ViewsConfig, from_json, to_dict, to_json
-from lean3d.data.dataset import BadFile, BadFileLog
+from lean3d.data.dataset import BadFile, BadFileLog, appearance_of_batch
 from lean3d.data.loader import Batch, test_loader, train_loader
 from lean3d.data.manifest import Manifest, read_manifest
-from lean3d.data.transforms import BatchMix, normalize
+from lean3d.data.transforms import Appearance, BatchMix, normalize
 from lean3d.engine import setup
 from lean3d.engine.distributed import convert_sync_batchnorm, gather, load_optimizer, load_spread, shard, whole
 from lean3d.engine.logging import (
@@ -143,6 +143,11 @@ def _fit_rank(
         return error
 
 
+def _augments(device: torch.device) -> bool:
+    """Whether clips get their looks there: a GPU has time for it; on a CPU the loader's processes do it meanwhile."""
+    return device.type == "cuda"
+
+
 class _Training:
     """One process's part of a training, from its first step in this process to its last."""
 
@@ -173,6 +178,7 @@ class _Training:
         if config.init.weights and start is None:
             self.log.say(setup.load_initial_weights(model, config.init.weights, self.classes))
         self.spec = model.input_spec
+        self.appearance = Appearance(config.augment, self.spec) if _augments(fabric.device) else None
         self.loader = train_loader(
             train_clips,
             self.classes,
@@ -184,6 +190,7 @@ class _Training:
             rank=self.rank,
             world=self.world,
             pin_memory=fabric.device.type == "cuda",
+            whole=self.appearance is None,
         )
         # One for the whole run: its processes remember which files they found whole.
         self.val_loader = (
@@ -219,7 +226,7 @@ class _Training:
         self.epoch_loss, self.row_loss = [0.0, 0], [0.0, 0]  # sum and count
         self.losses: list[Tensor] = []  # of steps that nobody looked at yet
         self.new_bad: list[BadFile] = []
-        self.recent: deque[tuple[int, Tensor]] = deque(maxlen=config.optim.precise_bn or 1)
+        self.recent: deque[tuple[int, Batch]] = deque(maxlen=config.optim.precise_bn or 1)
         self.stop = StopSignal()
         self.stages: int | None = None
         self.meter = _Meter()
@@ -265,7 +272,7 @@ class _Training:
             self.losses.append(self._train_step(batch))
             self.new_bad += batch.bad
             if self.config.optim.precise_bn:
-                self.recent.append((self.step, batch.clips))
+                self.recent.append((self.step, batch))
             self.step += 1
             self.meter.steps += 1
             self.first_step = self.first_step or (time.monotonic(), self.step)
@@ -284,9 +291,10 @@ class _Training:
         generator = torch.Generator().manual_seed(setup.step_seed(seed, self.step, self.rank, 1))
         size = len(batch.clips) // optim.accumulate
         total = torch.zeros((), device=self.fabric.device)
+        all_clips = self._clips(batch, self.step // self.epoch_steps)
         for part in range(optim.accumulate):
             some = slice(part * size, (part + 1) * size)
-            clips = batch.clips[some].to(self.fabric.device, non_blocking=True)
+            clips = all_clips[some]
             labels = batch.labels[some].to(self.fabric.device, non_blocking=True)
             mixed, targets = self.mix(normalize(clips, self.spec), labels, generator)
             last = part == optim.accumulate - 1
@@ -302,6 +310,13 @@ class _Training:
         if self.average:
             self.average.update(self.model, self.step)
         return total
+
+    def _clips(self, batch: Batch, epoch: int) -> Tensor:
+        """A batch's clips on the device, as they are trained on: uint8 (N, C, T, h, w)."""
+        clips = batch.clips.to(self.fabric.device, non_blocking=True)
+        if self.appearance is None:
+            return clips
+        return appearance_of_batch(clips, batch.indices, self.appearance, self.config.run.seed, epoch)
 
     def _synchronise(self, at_end: bool) -> None:
         """Look at the last losses together, and decide together what all processes must do together."""
@@ -405,9 +420,9 @@ class _Training:
         missing = [step for step in range(start, in_epoch) if epoch * self.epoch_steps + step not in have]
         if missing:
             for step, batch in zip(range(start, missing[-1] + 1), self.loader.batches(epoch, start), strict=False):
-                have[epoch * self.epoch_steps + step] = batch.clips
+                have[epoch * self.epoch_steps + step] = batch
         for step in sorted(have):
-            yield normalize(have[step].to(self.fabric.device), self.spec)
+            yield normalize(self._clips(have[step], epoch), self.spec)
 
     def _best_row(self) -> Row | None:
         """The epoch whose model is kept: the best on val, of equal ones the last; without val the last."""
