@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
 import time
 
@@ -151,3 +152,9 @@ def test_raw_frames_on_a_pipe(stream_run):
         predictions_of(session, odd)
     with pytest.raises(DecodeError, match="no frame came"):
         predictions_of(session, stream.Source("-", "-", "stdin", size=(48, 65), stdin=io.BytesIO()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cameras are files on Linux alone")
+def test_a_camera_that_is_not_there_says_which_are():
+    with pytest.raises(DecodeError, match=r"there is no /dev/video98; cameras here: (none|/dev/video\d)"):
+        find_source("98").connect()

@@ -202,6 +202,9 @@ class Connection:
         if source.kind == "camera":
             kind = next(name for system, (name, _) in _CAMERAS.items() if sys.platform.startswith(system))
             options = {"framerate": f"{source.fps:g}"} if source.fps else {}
+            if sys.platform == "linux" and not Path(source.address).exists():
+                there = ", ".join(sorted(map(str, Path("/dev").glob("video[0-9]*")))) or "none"
+                raise DecodeError(self.name, f"there is no {source.address}; cameras here: {there}")
         scheme = source.address.partition(":")[0].lower()
         if scheme in ("rtsp", "rtsps"):
             options = {"rtsp_flags": "prefer_tcp"}  # UDP loses packets, and firewalls stop it
