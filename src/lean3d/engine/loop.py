@@ -291,12 +291,11 @@ class _Training:
         generator = torch.Generator().manual_seed(setup.step_seed(seed, self.step, self.rank, 1))
         size = len(batch.clips) // optim.accumulate
         total = torch.zeros((), device=self.fabric.device)
-        all_clips = self._clips(batch, self.step // self.epoch_steps)
+        clips = self._clips(batch, self.step // self.epoch_steps)
         for part in range(optim.accumulate):
             some = slice(part * size, (part + 1) * size)
-            clips = all_clips[some]
             labels = batch.labels[some].to(self.fabric.device, non_blocking=True)
-            mixed, targets = self.mix(normalize(clips, self.spec), labels, generator)
+            mixed, targets = self.mix(normalize(clips[some], self.spec), labels, generator)
             last = part == optim.accumulate - 1
             waits = contextlib.nullcontext() if last or self.world == 1 else self.fabric.no_backward_sync(self.wrapped)
             with waits:

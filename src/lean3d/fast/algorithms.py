@@ -92,11 +92,11 @@ def backend() -> str:
 def _conv(op: Any) -> list[Algorithm]:
     found: list[Algorithm] = []
     shape = {"stride": op.stride, "padding": op.padding, "groups": op.groups}
+    plain = 4 * op.weight.numel()
     for module, rounds in ((fused_conv, False), (native_fast_conv, True), (native_time, True)):
         for name in module.algorithms(op.weight.shape, **shape):
-            size = native_fast_conv.packed_size(op.weight.shape, name, op.stride) if rounds else op.weight.numel()
-            found.append(Algorithm(f"native {name}", _native_conv(op, module, name), rounds, 4 * size))
-    plain = 4 * op.weight.numel()
+            size = 4 * native_fast_conv.packed_size(op.weight.shape, name, op.stride) if rounds else plain
+            found.append(Algorithm(f"native {name}", _native_conv(op, module, name), rounds, size))
     found += [Algorithm(f"torch {name}", _torch_conv(op, form), weights=plain) for name, form in _forms(op)]
     *_, kt, kh, kw = op.weight.shape
     wide = min(op.weight.shape[:2]) >= WIDE and op.groups == 1 and op.stride == (1, 1, 1)
@@ -291,7 +291,7 @@ def _torch_fast_conv(op: Any, tile: Any) -> Callable[[], Kernel]:
 
 def _conv_pool(op: Any) -> list[Algorithm]:
     found = []
-    ceil_mode = op.output.shape[2:] != tuple(n // k for n, k in zip(op.between()[2:], op.shrink, strict=True))
+    ceil_mode = _shrinks_by_ceil(op, op.between())
     shape = {"stride": op.stride, "padding": op.padding, "groups": op.groups}
 
     def pack(name: str) -> Kernel:
@@ -302,6 +302,11 @@ def _conv_pool(op: Any) -> list[Algorithm]:
     for name in native_time.algorithms(op.weight.shape, **shape):
         found.append(Algorithm(f"native {name}", partial(pack, name), True))
     return found
+
+
+def _shrinks_by_ceil(op: Any, shape: Sequence[int]) -> bool:
+    """Whether windows at the end that are not whole count, where `op.shrink` is done to this shape."""
+    return op.output.shape[2:] != tuple(n // k for n, k in zip(shape[2:], op.shrink, strict=True))
 
 
 def _small_big(op: Any) -> list[Algorithm]:
@@ -366,7 +371,7 @@ def _stage_two(op: Any) -> list[Algorithm]:
             middle_relu=op.middle_relu,
             temporal=op.temporal,
             shrink=op.shrink,
-            ceil_mode=op.output.shape[2:] != tuple(n // k for n, k in zip(op.between()[2][2:], op.shrink, strict=True)),
+            ceil_mode=_shrinks_by_ceil(op, op.between()[2]),
         )
         relu = op.relu
 

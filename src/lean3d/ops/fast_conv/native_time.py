@@ -17,7 +17,14 @@ from lean3d.errors import ConfigError
 from lean3d.ops import native
 from lean3d.ops.conv.reference import Triple
 from lean3d.ops.fast_conv.transforms import cook_toom
-from lean3d.ops.fused_conv.op import MAX_TAPS, Geometry, checked_tensors, pack_dense
+from lean3d.ops.fused_conv.op import (
+    MAX_TAPS,
+    Geometry,
+    check_algorithm,
+    checked_tensors,
+    pack_dense,
+    packed_bias,
+)
 
 TILES = {f"F({m}x1x1)": m for m in (2, 4)}
 TAPS = (3, 5)
@@ -69,15 +76,8 @@ def pack(
         ConfigError: What `algorithms` doesn't list, or a bias of another length.
         BackendError: There are no native kernels.
     """
-    native.kernels()
     accepted = algorithms(weight.shape, stride=stride, padding=padding, groups=groups)
-    if algorithm not in accepted:
-        raise ConfigError(
-            f"algorithm must be one of {accepted} for weight {tuple(weight.shape)}, stride {tuple(stride)}, "
-            f"padding {tuple(padding)}, groups {groups}; got {algorithm!r}"
-        )
-    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise ConfigError(f"bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+    check_algorithm(algorithm, accepted, weight, stride=stride, padding=padding, groups=groups)
     if min(shrink) < 1:
         raise ConfigError(f"shrink must be two windows of at least 1, got {shrink}")
     return PackedTimeConv(weight, bias, stride, padding, algorithm, shrink, ceil_mode)
@@ -103,7 +103,7 @@ class PackedTimeConv:
         self.shrink, self.ceil_mode = tuple(shrink), ceil_mode
         m = TILES[algorithm]
         self._geometry = Geometry(weight.shape, stride, padding, 1)
-        self._bias = None if bias is None else bias.detach().float()
+        self._bias = packed_bias(bias, weight.shape[0])
         at, g, bt = cook_toom(m, weight.shape[2]).tensors(torch.float64)
         self._time_out, self._time_in = at.float().contiguous(), bt.float().contiguous()
         self._columns = native.kernels().gemm_packed_size(1, 1)

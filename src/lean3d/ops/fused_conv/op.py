@@ -76,14 +76,26 @@ def pack(
         BackendError: The native kernels are not there.
         ConfigError: Another algorithm, or a weight that is not float32 on the CPU.
     """
-    native.kernels()
     accepted = algorithms(weight.shape, stride=stride, padding=padding, groups=groups)
+    check_algorithm(algorithm, accepted, weight, stride=stride, padding=padding, groups=groups)
+    return PackedConv(weight, bias, stride, padding, groups, algorithm)
+
+
+def check_algorithm(
+    algorithm: str, accepted: Sequence[str], weight: Tensor, *, stride: Triple, padding: Triple, groups: int
+) -> None:
+    """Refuse an algorithm that is not among the accepted ones for a convolution.
+
+    Raises:
+        BackendError: The native kernels are not there.
+        ConfigError: It is another one.
+    """
+    native.kernels()
     if algorithm not in accepted:
         raise ConfigError(
             f"algorithm must be one of {accepted} for weight {tuple(weight.shape)}, stride {tuple(stride)}, "
             f"padding {tuple(padding)}, groups {groups}; got {algorithm!r}"
         )
-    return PackedConv(weight, bias, stride, padding, groups, algorithm)
 
 
 class PackedConv:
@@ -94,7 +106,7 @@ class PackedConv:
     ):
         self.algorithm = algorithm
         self._geometry = Geometry(weight.shape, stride, padding, groups)
-        self._bias = _bias(bias, weight.shape[0], padded=algorithm == "depthwise")
+        self._bias = packed_bias(bias, weight.shape[0], padded=algorithm == "depthwise")
         self._weight = (_pack_depthwise if algorithm == "depthwise" else pack_dense)(_checked(weight))
         # Few outputs leave most of a vector empty. Two neighbours along the width fill it better: as one place with
         # twice the outputs, a kernel wider by the stride, and twice the stride.
@@ -263,8 +275,8 @@ class PackedStageTwo:
     ):
         channels, out_channels = depthwise.shape[0], pointwise.shape[0]
         self._geometry = Geometry((out_channels, 1, *depthwise.shape[2:]), stride, padding, channels)
-        self._middle_bias = _bias(depthwise_bias, channels, padded=True)
-        self._bias = _bias(bias, out_channels)
+        self._middle_bias = packed_bias(depthwise_bias, channels, padded=True)
+        self._bias = packed_bias(bias, out_channels)
         self._depthwise, self._pointwise = _pack_depthwise(_checked(depthwise)), pack_dense(_checked(pointwise))
         self._middle_relu = middle_relu
         self._shrink, self._ceil_mode = tuple(shrink), ceil_mode
@@ -275,7 +287,7 @@ class PackedStageTwo:
             along = (temporal.stride, 1, 1), (temporal.padding, 0, 0)
             self._temporal = Geometry(temporal.weight.shape, *along, 1)
             self._temporal_weight = pack_dense(_checked(temporal.weight))
-            self._temporal_bias = _bias(temporal.bias, channels)
+            self._temporal_bias = packed_bias(temporal.bias, channels)
             self._temporal_relu = temporal.relu
 
     def out_shape(self, shape: Sequence[int]) -> torch.Size:
@@ -381,7 +393,7 @@ class PackedSmallBig:
             self._big = pack(big, bias, stride=stride, padding=padding, algorithm=algorithm)
             self._small = pack(small, stride=stride, padding=padding, algorithm=algorithm)
             return
-        self._bias = _bias(bias, small.shape[0])
+        self._bias = packed_bias(bias, small.shape[0])
         most = native.kernels().small_big_channels()
         parts = zip(_checked(small).split(most, 1), _checked(big).split(most, 1), strict=True)
         self._weight = torch.cat([pack_dense(torch.cat(part, 1)) for part in parts])
@@ -470,7 +482,17 @@ def _checked(weight: Tensor) -> Tensor:
     return weight.detach()
 
 
-def _bias(bias: Tensor | None, channels: int, padded: bool = False) -> Tensor | None:
+def packed_bias(bias: Tensor | None, channels: int, padded: bool = False) -> Tensor | None:
+    """A bias as the kernels take it.
+
+    Args:
+        bias: `(channels,)`, float32 on the CPU, or None.
+        channels: how many there must be.
+        padded: with zeros, to a multiple of 16.
+
+    Raises:
+        ConfigError: It is another tensor.
+    """
     if bias is None:
         return None
     if bias.shape != (channels,):
