@@ -73,8 +73,46 @@ def test_fully_separable_block_places_norm_and_activation_as_told():
     assert block.temporal.bias is not None and block.depthwise.bias is not None and block.pointwise.bias is None
 
 
+@pytest.mark.parametrize("step", ["temporal", "depthwise", "pointwise"])
+def test_a_step_of_a_fully_separable_block_has_a_big_view_through_its_own_weights(step):
+    torch.manual_seed(0)
+    block = FullySeparableBlock(4, 6, 3, stride=2, expansion=0.5, big_views={step: (3, 3, 3)})
+    plain = FullySeparableBlock(4, 6, 3, stride=2, expansion=0.5)
+    weights = sum(p.numel() for p in plain.parameters())
+    assert sum(p.numel() for p in block.parameters()) == weights + 2 * getattr(block, step).conv.out_channels
+    unit = getattr(randomise(block).eval(), step)
+    x = torch.randn(2, 4, 5, 8, 7, dtype=torch.float64)
+    expected = x
+    for name in ("temporal", "depthwise", "pointwise"):
+        if name == step:
+            view = F.max_pool3d(expected, 3, 1, 1)
+            expected = (unit.bn(unit.conv(expected)) + unit.big_bn(unit.conv(view))).relu()
+        else:
+            expected = getattr(block, f"after_{name}")(getattr(block, name)(expected))
+    assert_close(block(x), expected)
+
+
+def test_a_fully_separable_block_starts_without_its_big_views():
+    block = FullySeparableBlock(4, 6, big_views={"temporal": (3, 3, 3), "pointwise": (None, 3, 3)}).eval()
+    x = torch.randn(2, 4, 5, 8, 7)
+    y = block.temporal.bn(block.temporal.conv(x)).relu()
+    y = block.after_depthwise(block.depthwise(y))
+    assert_close(block(x), block.pointwise.bn(block.pointwise.conv(y)).relu())
+
+
 @pytest.mark.parametrize(
-    "arguments", [{"kernel_size": 2}, {"expansion": 0}, {"norm": ("first",)}, {"activation": "temporal"}]
+    "arguments",
+    [
+        {"kernel_size": 2},
+        {"expansion": 0},
+        {"norm": ("first",)},
+        {"activation": "temporal"},
+        {"big_views": {"first": (3, 3, 3)}},
+        {"big_views": {"temporal": (2, 3, 3)}},
+        {"big_views": {"temporal": (3, 3, 3)}, "padding": 1},
+        {"big_views": {"temporal": (3, 3, 3)}, "dilation": 2},
+        {"big_views": {"temporal": (3, 3, 3)}, "norm": ("pointwise",)},
+    ],
 )
 def test_fully_separable_block_refuses(arguments):
     with pytest.raises(ConfigError):

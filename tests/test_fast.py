@@ -115,6 +115,15 @@ def test_the_zoo(name: str, kernels: bool) -> None:
         assert not any("native" in a for layer in compiled.layers for a in layer.algorithms)
 
 
+@pytest.mark.parametrize("view", ["temporal", "depthwise", "pointwise"])
+def test_big_views_of_separable_blocks(view: str, kernels: bool) -> None:
+    torch.manual_seed(0)
+    model = seeded(create_model("c3d_light", layers=5, big_view=view, width=0.125, num_classes=5))
+    clip = torch.randn(1, 3, 4, 40, 32)
+    compiled = quick(model, clip)
+    assert error(compiled(clip), in_float64(model, clip)) < 2e-5
+
+
 def test_every_algorithm_computes_its_layer(kernels: bool) -> None:
     """Not only those that are chosen: all algorithms of all operations that the zoo's kinds of nets have."""
     torch.manual_seed(0)
@@ -206,6 +215,9 @@ def test_passes_fuse_what_they_know() -> None:
     for time, kind in ((False, [ConvPool]), (True, [Conv, MaxPool])):
         assert kinds(nn.Sequential(nn.Conv3d(3, 8, 3), nn.ReLU(), ShrinkPool(time=time)), (1, 3, 5, 9, 9)) == kind
     assert kinds(nn.Sequential(nn.Conv3d(32, 8, 3), ShrinkPool(time=False)), (1, 32, 5, 9, 9)) == [Conv, MaxPool]
+    for step in ("temporal", "depthwise", "pointwise"):
+        viewed = FullySeparableBlock(8, 12, 3, big_views={step: (3, 3, 3)})
+        assert SmallBig in kinds(viewed, (1, 8, 4, 9, 9))
     assert kinds(SmallBigUnit(8, 12, (1, 3, 3)), (1, 8, 4, 9, 9)) == [SmallBig]
     assert kinds(SmallBigUnit(8, 12, 1, pool=(None, 3, 3)), (1, 8, 4, 9, 9)) == [SmallBig]
     net = create_model("smallbig23", width=0.125, num_classes=5)

@@ -8,6 +8,7 @@ from torch import nn
 
 from lean3d.blocks import (
     FullySeparableBlock,
+    SmallBigUnit,
     TemporalResidualGradient,
     TRGPlaces,
     bottleneck,
@@ -106,6 +107,25 @@ def test_the_gradient_in_a_block_leaves_the_shortcut_alone():
     assert isinstance(unit, nn.Sequential) and isinstance(unit[1], FullySeparableBlock)
     x = torch.randn(1, 8, 4, 5, 5)
     assert torch.equal(block(x), (unit[1](TemporalResidualGradient()(x)) + x).relu())
+
+
+def test_light_c3d_has_big_views_where_it_is_told():
+    plain = create_model("c3d_light", **SMALL)
+    model = create_model("c3d_light", big_view="temporal, pointwise", **SMALL)
+    units = [m for m in model.modules() if isinstance(m, SmallBigUnit)]
+    assert len(units) == 2 * 8 and cost(model).multiplications > cost(plain).multiplications
+    x = torch.randn(2, 3, 8, 32, 32)
+    model(x).square().sum().backward()
+    assert all(unit.big_bn.weight.grad.abs().sum() > 0 for unit in units)
+    with pytest.raises(ConfigError, match=r"big_view must be none or some of temporal, depthwise, pointwise.*'middle'"):
+        create_model("c3d_light", big_view="middle", **SMALL)
+
+
+def test_dense_c3d_takes_the_gradient_to_compare_with():
+    plain, model = (create_model("c3d", trg=trg, **SMALL).eval() for trg in ("none", "input"))
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 8, 32, 32)
+    assert torch.equal(model(x), plain(TemporalResidualGradient()(x)))
 
 
 def test_light_c3d_with_a_dense_first_layer_takes_the_gradient_too():

@@ -95,6 +95,12 @@ def limited(module: Any, frames: int, *, causal: bool) -> Any:
 BLOCKS: dict[str, Callable[[], Any]] = {
     "fsb": lambda: FullySeparableBlock(4, 6, 3, stride=(2, 1, 1)),
     "fsb, wide and dilated": lambda: FullySeparableBlock(4, 6, (5, 3, 3), dilation=(2, 1, 1)),
+    "fsb, big views": lambda: FullySeparableBlock(
+        4, 6, 3, stride=(2, 1, 1), big_views={"temporal": (3, 3, 3), "pointwise": (3, 3, 3)}
+    ),
+    "fsb, big views, causal": lambda: limited(
+        FullySeparableBlock(4, 6, 3, big_views={"depthwise": (3, 3, 3)}), 4, causal=True
+    ),
     "stem 5x7x7": lambda: ResNetStem(4, 6, time=5),
     "lateral 7x1x1, stride 4": lambda: Lateral(4, time=7, alpha=4),
     "x3d stem": lambda: X3DStem(4, 6),

@@ -41,7 +41,7 @@ class Task:
     motion: Difficulty | None = None
     """Of the generated set, in place of `root`."""
     channels: int = 1
-    size: tuple[int, int] = (56, 80)
+    size: tuple[int, int] = (40, 56)
     num_frames: int = 16
     sampling_rate: int = 1
     num_clips: int = 1

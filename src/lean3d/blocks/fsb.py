@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
 from lean3d.blocks.conv import Conv3d, triple
 from lean3d.blocks.norm import NormReLU
+from lean3d.blocks.smallbig import SmallBigUnit
 from lean3d.blocks.streaming import Chain, Stream, Streaming
 from lean3d.errors import ConfigError
 from lean3d.ops.conv.reference import Triple
+from lean3d.ops.pool.reference import Window
 
 STEPS = ("temporal", "depthwise", "pointwise")
 
@@ -42,9 +44,13 @@ class FullySeparableBlock(Streaming, nn.Module):
         norm: the steps that are followed by batch normalisation.
         activation: the steps that are followed by ReLU (after the normalisation).
         bias: whether steps without normalisation have a bias.
+        big_views: the steps that are SmallBig units (arXiv 2006.14582) in place of plain convolutions, each with its
+            pooling's window: they also see the strongest context around each place, by the same weights. With the
+            default padding, no dilation, and normalisation behind them.
 
     Raises:
-        ConfigError: Even kernels without padding, an expansion that is not positive, an unknown step.
+        ConfigError: Even kernels without padding, an expansion that is not positive, an unknown step, a big view of a
+            step that can't have one.
     """
 
     def __init__(
@@ -61,8 +67,14 @@ class FullySeparableBlock(Streaming, nn.Module):
         norm: Collection[str] = STEPS,
         activation: Collection[str] = STEPS,
         bias: bool = True,
+        big_views: Mapping[str, Window] | None = None,
     ):
         super().__init__()
+        big_views = dict(big_views or {})
+        if not set(big_views) <= set(STEPS):
+            raise ConfigError(f"big_views must be of some of {STEPS}, got {sorted(big_views)}")
+        if big_views and (padding is not None or triple(dilation) != (1, 1, 1) or not set(big_views) <= set(norm)):
+            raise ConfigError("big_views need the default padding, no dilation, and normalisation behind their steps")
         k, r, s = triple(kernel_size)
         stride_t, stride_h, stride_w = triple(stride)
         dilation_t, dilation_h, dilation_w = triple(dilation)
@@ -78,7 +90,7 @@ class FullySeparableBlock(Streaming, nn.Module):
                 raise ConfigError(f"{name} must be some of {STEPS}, got {steps!r}")
         middle = max(1, round(expansion * out_channels / groups)) * groups
 
-        self.temporal = Conv3d(
+        self.temporal: nn.Module = Conv3d(
             in_channels,
             middle,
             (k, 1, 1),
@@ -88,7 +100,7 @@ class FullySeparableBlock(Streaming, nn.Module):
             groups=groups,
             bias=bias and "temporal" not in norm,
         )
-        self.depthwise = Conv3d(
+        self.depthwise: nn.Module = Conv3d(
             middle,
             middle,
             (1, r, s),
@@ -98,10 +110,25 @@ class FullySeparableBlock(Streaming, nn.Module):
             groups=middle,
             bias=bias and "depthwise" not in norm,
         )
-        self.pointwise = Conv3d(middle, out_channels, 1, groups=groups, bias=bias and "pointwise" not in norm)
+        self.pointwise: nn.Module = Conv3d(
+            middle, out_channels, 1, groups=groups, bias=bias and "pointwise" not in norm
+        )
+        for step, window in big_views.items():  # it normalises each view by itself
+            conv: Conv3d = getattr(self, step)
+            unit = SmallBigUnit(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                stride=conv.stride,  # type: ignore[arg-type]
+                groups=conv.groups,
+                pool=window,
+            )
+            setattr(self, step, unit)
         after = {
             step: NormReLU(
-                out_channels if step == "pointwise" else middle, norm=step in norm, activation=step in activation
+                out_channels if step == "pointwise" else middle,
+                norm=step in norm and step not in big_views,
+                activation=step in activation,
             )
             for step in STEPS
         }

@@ -95,6 +95,7 @@ class SmallBigUnit(ConvBN):
     Args:
         in_channels, out_channels: channels of input and output.
         kernel_size, stride: of the convolution, in time, height, width.
+        groups: as in `torch.nn.Conv3d`.
         pool: the pooling's window: odd sizes in time, height, width, None for a whole axis. The paper's are
             `BIG_VIEW` (3, 3, 3) and, for the last convolution of a block, `GLOBAL_TIME_VIEW` (None, 3, 3).
         pool_mode: "max" (the paper's) or "average".
@@ -108,13 +109,16 @@ class SmallBigUnit(ConvBN):
         kernel_size: int | Triple,
         *,
         stride: int | Triple = 1,
+        groups: int = 1,
         pool: Window = BIG_VIEW,
         pool_mode: Mode = "max",
         shared: bool = True,
     ):
-        super().__init__(in_channels, out_channels, kernel_size, stride=stride)
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, groups=groups)
         self.pool = Pool3d(pool, pool_mode)
-        self.big_conv = None if shared else ConvBN(in_channels, out_channels, kernel_size, stride=stride).conv
+        self.big_conv = (
+            None if shared else ConvBN(in_channels, out_channels, kernel_size, stride=stride, groups=groups).conv
+        )
         self.big_bn = nn.BatchNorm3d(out_channels)
         nn.init.zeros_(self.big_bn.weight)
 

@@ -26,6 +26,8 @@ from lean3d.blocks import (
     stream_of,
     trg_places,
 )
+from lean3d.blocks.fsb import STEPS
+from lean3d.blocks.smallbig import BIG_VIEW
 from lean3d.errors import ConfigError
 from lean3d.models.registry import VideoNet, register_model, scaled
 from lean3d.ops.conv.reference import Triple
@@ -116,15 +118,26 @@ def _c3d(
 
 @register_model(sampling_rate=2, size=112)
 def c3d(
-    *, num_classes: int = 400, num_frames: int = 16, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+    *,
+    num_classes: int = 400,
+    num_frames: int = 16,
+    in_channels: int = 3,
+    width: float = 1.0,
+    dropout: float = 0.5,
+    trg: str = "none",
+    trg_mode: Literal["replace", "beside"] = "replace",
 ) -> VideoNet:
     """C3D: eight dense 3x3x3 convolutions, with BN, and a global average in place of its two hidden linear layers.
 
     The linear layers hold 50 of the original's 78 million weights and fix the clip's length and size; without BN the
     net hardly trains from scratch. Its convolutions are the original's: 27.7M weights, 38.5 GMACs.
+
+    Args:
+        trg, trg_mode: as in `c3d_light`, to tell what the temporal residual gradient does from what its blocks do.
     """
     layer = partial(ConvReLU, kernel_size=3)
-    return _c3d(layer, num_classes, in_channels, width, dropout)
+    places = trg_places(trg, trg_mode, len(STAGES))
+    return _c3d(layer, num_classes, in_channels, width, dropout, trg=places)
 
 
 @register_model(sampling_rate=2, size=112)
@@ -142,6 +155,7 @@ def c3d_light(
     layers: Literal[8, 5] = 8,
     shrink: Literal["pool", "stride"] = "pool",
     halve_time_from: int = 2,
+    big_view: str = "none",
 ) -> VideoNet:
     """Light C3D: every convolution a Fully Separable Block, the Temporal Residual Gradient at the input.
 
@@ -159,6 +173,8 @@ def c3d_light(
             block, which then doesn't compute what pooling throws away: a training step is about twice as fast.
         halve_time_from: the first stage that halves time, 2 to 5; 6: none does. Late keeps short events apart, for more
             work.
+        big_view: the steps of all blocks that are SmallBig units with 3x3x3 pooling: "none", or some of "temporal",
+            "depthwise", "pointwise", with commas.
 
     Raises:
         ConfigError: An argument has another value.
@@ -171,8 +187,12 @@ def c3d_light(
     ):
         if value not in accepted:
             raise ConfigError(f"{name} must be one of {', '.join(map(str, accepted))}; got {value!r}")
+    steps = [] if big_view == "none" else [step.strip() for step in big_view.split(",")]
+    if not set(steps) <= set(STEPS):
+        raise ConfigError(f"big_view must be none or some of {', '.join(STEPS)}, such as 'depthwise'; got {big_view!r}")
+    views = dict.fromkeys(steps, BIG_VIEW)
     return _c3d(
-        partial(FullySeparableBlock, kernel_size=3, expansion=expansion),
+        partial(FullySeparableBlock, kernel_size=3, expansion=expansion, big_views=views),
         num_classes,
         in_channels,
         width,
