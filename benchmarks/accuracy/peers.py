@@ -48,13 +48,13 @@ def linear_pixels(
     in_channels: int = 3,
     width: float = 1.0,
     dropout: float = 0.0,
-    places: int = 280,
+    places: int = 140,
 ) -> VideoNet:
     """A linear classifier of pixels, averaged over squares of 4 x 4.
 
     Args:
         width, dropout: it has none; accepted as every net's.
-        places: squares in a frame; 280 in one of 56 x 80, 144 in one of 48 x 48.
+        places: squares in a frame; 140 in one of 40 x 56, 144 in one of 48 x 48.
     """
     stem = nn.AvgPool3d((1, 4, 4), ceil_mode=True)
     return VideoNet(stem, [], _Flat(in_channels * num_frames * places, num_classes))

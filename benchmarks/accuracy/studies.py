@@ -1,8 +1,9 @@
 """The tables of the study, as lists. A table's rows are its nets x tasks x shares x seeds; two tables may share rows.
 
 Every net is trained alike: the recipe `light` (its optimizer, schedule, augmentation), the same clips of the same size,
-the same epochs. A `Net` has a width, or another net as `as_costly_as`: then its width is the one at which it needs as
-many multiplications under the fast algorithm as that one, on a clip of the lips.
+the same epochs; a net that the recipe's learning rate throws off has its own. A `Net` has a width, or another net as
+`as_costly_as`: then its width is the one at which it needs as many multiplications under the fast algorithm as that
+one, on a clip of the lips.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Net:
     as_costly_as: Net | None = None
     scale: int = 1
     """How many times higher and wider its clips are than the task's, for nets that are made for large ones."""
+    lr: float | None = None
+    """Learning rate, where the recipe's throws the net off; chosen on val."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Row:
             base,
             model=model,
             data=dataclasses.replace(base.data, val_share=0.0, num_workers=0),
-            optim=dataclasses.replace(base.optim, epochs=EPOCHS[self.share]),
+            optim=dataclasses.replace(base.optim, epochs=EPOCHS[self.share], lr=self.net.lr or base.optim.lr),
             test=dataclasses.replace(base.test, num_clips=task.num_clips),
             run=dataclasses.replace(base.run, seed=self.seed),
         )
@@ -160,13 +163,14 @@ def multiplications(model: str, options: tuple[tuple[str, Scalar], ...], width: 
 
 _SMALL = {"stem": "conv", "expansion": 1.0, "layers": 5, "shrink": "stride", "halve_time_from": 4}
 
-C3D = Net("C3D", "c3d")
+C3D = Net("C3D", "c3d", lr=1e-3)
+C3D_TRG = Net("C3D + TRG", "c3d", {"trg": "input"}, lr=1e-3)
 C3D_LIGHT = Net("light C3D + TRG", "c3d_light")
 C3D_LIGHT_PLAIN = Net("light C3D", "c3d_light", {"trg": "none"})
 C3D_ALPHAS = tuple(
     Net(f"light C3D + TRG, alpha {alpha}", "c3d_light", {"expansion": alpha}) for alpha in (0.25, 0.75, 1.0)
 )
-C3D_NARROW = Net("C3D, as costly as light", "c3d", as_costly_as=C3D_LIGHT)
+C3D_NARROW = Net("C3D, as costly as light", "c3d", as_costly_as=C3D_LIGHT, lr=1e-3)
 C3D_LIGHT_WIDE = Net("light C3D + TRG, as costly as C3D", "c3d_light", as_costly_as=C3D)
 
 SLOWFAST = Net("SlowFast", "slowfast_r50")
@@ -177,14 +181,19 @@ SLOWFAST_LIGHT_WIDE = Net("light SlowFast + TRG, as costly as SlowFast", "slowfa
 
 SMALL = Net("recipe's net", "c3d_light", _SMALL)
 SMALL_PLAIN = Net("recipe's net without TRG", "c3d_light", {**_SMALL, "trg": "none"})
+SMALL_BESIDE = Net("recipe's net, TRG beside", "c3d_light", {**_SMALL, "trg_mode": "beside"})
 SMALL_WIDE = Net("recipe's net, twice as wide", "c3d_light", _SMALL, width=0.5)
 SMALL_NARROW = Net("recipe's net, half as wide", "c3d_light", _SMALL, width=0.125)
 
 TRG_PLACES = tuple(
-    Net(f"light C3D, TRG at {place}{how}", "c3d_light", {"trg": place, "trg_mode": mode})
+    Net(f"recipe's net, TRG at {place}{how}", "c3d_light", {**_SMALL, "trg": place, "trg_mode": mode})
+    for place in ("stage2", "stage3", "stage4", "stage5", "blocks")
     for mode, how in (("replace", ""), ("beside", ", beside"))
-    for place in ("input", "stage2", "stage3", "stage4", "stage5", "blocks")
-    if (place, mode) != ("input", "replace")  # that is light C3D + TRG
+)
+BIG_VIEWS = tuple(
+    Net(f"recipe's net{without}, big view in {step}", "c3d_light", {**_SMALL, **trg, "big_view": step})
+    for without, trg in (("", {}), (" without TRG", {"trg": "none"}))
+    for step in ("temporal", "depthwise", "pointwise")
 )
 
 C2D_50 = Net("C2D-50", "c2d_r50")
@@ -207,18 +216,23 @@ _OTHER_WIDTHS = tuple(
 )
 
 X3D_S = Net("X3D-S", "x3d_s", width=1.0)
-X3D_S_LARGE = Net("X3D-S, clips of twice the size", "x3d_s", width=1.0, scale=2)
 R2PLUS1D_18 = Net("R(2+1)D-18", "r2plus1d_18")
-R2PLUS1D_18_FULL = Net("R(2+1)D-18, full width", "r2plus1d_18", width=1.0)
 MOVINET_A0 = Net("MoViNet-A0, clips of twice the size", "movinet_a0", width=1.0, scale=2)  # the least that it takes
 LINEAR = Net("linear on pixels", "linear_pixels", width=1.0)
+PEERS = (
+    SMALL_NARROW,
+    SMALL,
+    SMALL_WIDE,
+    C3D_LIGHT,
+    SMALLBIG_18,
+    X3D_S,
+    MOVINET_A0,
+    R2PLUS1D_18,
+    LINEAR,
+)
 
 
 # ---- the tables
-
-REAL = ("digit", "color", "letter", "fight")
-MOTION = ("motion-plain", "motion-distracting", "motion-degraded")
-SHARES = (10, 25, 50, 100)
 
 
 def _ablation(name: str, question: str) -> Table:
@@ -231,44 +245,32 @@ def _ablation(name: str, question: str) -> Table:
         )
         for config in study(name)
     )
-    return Table(f"smallbig-{name}", question, nets, ("digit", "motion-plain"), (25,))
+    return Table(f"smallbig-{name}", question, nets, ("motion-plain",), (25,))
 
 
 TABLES = {
     table.name: table
     for table in (
         Table(
-            "light-first",
-            "Light against dense and TRG on and off, at equal width: the first look",
-            (C3D, C3D_LIGHT_PLAIN, C3D_LIGHT),
-            ("digit",),
-            (10, 25, 100),
+            "light",
+            "1. Light against dense, with and without TRG, at equal width",
+            (C3D, C3D_TRG, C3D_LIGHT_PLAIN, C3D_LIGHT, SLOWFAST, SLOWFAST_LIGHT_PLAIN, SLOWFAST_LIGHT),
+            ("motion-plain", "fight", "digit", "letter"),
+            (25, 100),
         ),
         Table(
-            "light",
-            "1. Light against dense: equal width, equal cost, several alphas",
-            (
-                C3D,
-                C3D_NARROW,
-                C3D_LIGHT_PLAIN,
-                C3D_LIGHT,
-                *C3D_ALPHAS,
-                C3D_LIGHT_WIDE,
-                SLOWFAST,
-                SLOWFAST_NARROW,
-                SLOWFAST_LIGHT_PLAIN,
-                SLOWFAST_LIGHT,
-                SLOWFAST_LIGHT_WIDE,
-            ),
-            (*REAL, *MOTION),
-            SHARES,
+            "light-cost",
+            "1. Light against dense at equal cost, and several alphas",
+            (*C3D_ALPHAS, C3D_NARROW, C3D_LIGHT_WIDE, SLOWFAST_NARROW, SLOWFAST_LIGHT_WIDE),
+            ("motion-plain", "digit"),
+            (25,),
         ),
         Table(
             "trg",
             "2. TRG on and off, at each place",
-            (C3D_LIGHT_PLAIN, C3D_LIGHT, *TRG_PLACES, SMALL_PLAIN, SMALL),
+            (SMALL_PLAIN, SMALL, SMALL_BESIDE, *TRG_PLACES),
             ("digit", "letter", "motion-plain"),
-            (25, 100),
+            (25,),
         ),
         Table(
             "smallbig",
@@ -286,14 +288,14 @@ TABLES = {
                 SLOW_18,
                 SMALLBIG_18,
             ),
-            ("digit", "letter", "fight", "motion-plain"),
-            (25, 100),
+            ("motion-plain", "digit"),
+            (25,),
         ),
         Table(
             "smallbig-seconds",
             "3. The same at equal milliseconds: nets at several widths",
             (C2D_50, SLOW_50, SMALLBIG_50, C2D_50_NL, SLOW_50_NL, *_OTHER_WIDTHS),
-            ("digit", "motion-plain"),
+            ("motion-plain",),
             (25,),
         ),
         _ablation("which-convolution", "3. SmallBig in one convolution: which"),
@@ -304,50 +306,26 @@ TABLES = {
         _ablation("stages", "3. Which stages have SmallBig units"),
         _ablation("blocks", "3. Number of units in a block, and the attention"),
         Table(
-            "order",
-            "4. Which nets use time: accuracy with frames shuffled",
-            (
-                C3D,
-                C3D_LIGHT_PLAIN,
-                C3D_LIGHT,
-                SMALL,
-                SLOWFAST,
-                SLOWFAST_LIGHT,
-                C2D_18,
-                C2D_50,
-                SLOW_50,
-                SMALLBIG_18,
-                SMALLBIG_50,
-                C2D_50_NL,
-                R2PLUS1D_18,
-                X3D_S,
-            ),
-            ("digit", "motion-plain"),
+            "both",
+            "5. Both together: Fully Separable Blocks, SmallBig's big view and TRG",
+            (SMALL_PLAIN, SMALL, SMALL_BESIDE, *BIG_VIEWS, SMALLBIG_18),
+            ("digit", "letter", "motion-plain"),
+            (25,),
         ),
         Table(
             "peers",
             "Against what a user would pick, trained from scratch alike",
-            (
-                SMALL_NARROW,
-                SMALL,
-                SMALL_WIDE,
-                C3D_LIGHT,
-                SMALLBIG_18,
-                X3D_S,
-                X3D_S_LARGE,
-                MOVINET_A0,
-                R2PLUS1D_18,
-                R2PLUS1D_18_FULL,
-                LINEAR,
-            ),
-            REAL,
+            PEERS,
+            ("digit", "color", "letter"),
+            (25,),
         ),
+        Table("peers-fight", "The same on surveillance video", PEERS, ("fight",)),
         Table(
             "tricks",
             "One recipe for the light nets: what each change does, on val",
-            (SMALL, C3D_LIGHT, SMALLBIG_18),
-            ("digit", "letter", "motion-plain"),
-            (25,),
+            (SMALL,),
+            ("letter", "motion-plain"),
+            (100,),
             tricks=(
                 Trick("light"),
                 Trick("twice as long", {"optim.epochs": 2.0}),
@@ -367,4 +345,4 @@ TABLES = {
         ),
     )
 }
-"""In no order; `light-first` are the rows of `light` that come first."""
+"""In no order; question 4, which nets use time, is a column of all of them: the clips with their frames shuffled."""
