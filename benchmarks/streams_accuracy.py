@@ -1,14 +1,15 @@
 """Accuracy of nets that run frame by frame, trained alike from scratch: lean3d's, MoViNet-A0's stream form, CoX3D-S.
 
     python benchmarks/streams_accuracy.py grid_lips/clips.csv OUT --movinet FOLDER --co3d FOLDER
-        [--size 64] [--epochs 10] [--threads 1] [--nets c3d_light movinet_a0_stream cox3d_s]
+        [--size 64] [--epochs 10] [--threads 1] [--nets c3d_light movinet_a0_stream cox3d_s ...]
 
 All get the same clips (16 grey frames of the task "digit"), the same size, augmentation, optimiser and epochs: those of
 the recipe `light`, but for the learning rate of a net that it throws off (`RATES`). MoViNet-A0 and X3D-S don't take
 frames of 56x80, as in the README's training: their last features would be smaller than their kernels. Each is tested
 twice on the test clips, one view each: as a clip net, and frame by frame, of which the last answer counts. CoX3D is
 trained as X3D-S, which it is on clips, and has its answer on a stream when the 16 frames and as many zeros as its delay
-is have come.
+is have come. With "+trg" behind its name a net of the others gets what c3d_light begins with, the temporal residual
+gradient of the frames, in their place: what is left is the difference between the nets.
 
 For the sources of MoViNet-A0 and CoX3D-S see `streams.py`. CoX3D's convolutions run by lean3d's forms while it is
 trained and tested on clips (the same numbers, several times faster on a CPU); on the stream they are its own. A
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv3d_weight
 
 from lean3d import checkpoint, ops
+from lean3d.blocks import TemporalResidualGradient
 from lean3d.config import DataConfig, TrainConfig, ViewsConfig
 from lean3d.data.loader import test_loader
 from lean3d.data.manifest import read_manifest
@@ -51,35 +53,48 @@ RATES = {"movinet_a0_stream": 1e-3}
 """Learning rates in place of the recipe's: at its 3e-3 MoViNet-A0's loss rises to 9.5 within 90 steps."""
 
 
+def _before(trg: bool) -> nn.Module:
+    """What stands before a net; it sees no frame of the future, and so may be taken of a clip or frame by frame."""
+    gradient = TemporalResidualGradient()
+    gradient.limit_time(FRAMES, causal=True)
+    return gradient if trg else nn.Identity()
+
+
 class _MoViNet(nn.Module):
     """The net keeps what it has seen; each clip is a stream of its own."""
 
-    def __init__(self, net: Any):
+    def __init__(self, net: Any, trg: bool):
         super().__init__()
-        self.net = net
+        self.net, self.before = net, _before(trg)
 
     def forward(self, x: Tensor) -> Tensor:
         self.net.clean_activation_buffers()
-        y = self.net(x)
+        y = self.net(self.before(x))
         self.net.clean_activation_buffers()
         return y
 
     def last_of_stream(self, clip: Tensor) -> Tensor:
         """The answer at the last of the frames, one at a time."""
         self.net.clean_activation_buffers()
-        y = [self.net(frame) for frame in clip.split(1, 2)][-1]
+        y = [self.net(frame) for frame in self.before(clip).split(1, 2)][-1]
         self.net.clean_activation_buffers()
         return y
 
 
 @register_model(sampling_rate=1, size=172)
 def movinet_a0_stream(
-    *, num_classes: int = 400, num_frames: int = FRAMES, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2
+    *,
+    num_classes: int = 400,
+    num_frames: int = FRAMES,
+    in_channels: int = 3,
+    width: float = 1.0,
+    dropout: float = 0.2,
+    trg: bool = False,
 ) -> VideoNet:
     """MoViNet-A0 with causal convolutions."""
     net = build_movinet(os.environ["MOVINET"], num_classes, in_channels)
     net.classifier[2].p = dropout
-    return VideoNet(_MoViNet(net), [], nn.Identity())
+    return VideoNet(_MoViNet(net, trg), [], nn.Identity())
 
 
 class _Depthwise(torch.autograd.Function):
@@ -113,9 +128,9 @@ def _conv3d(input: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> T
 class _CoX3D(nn.Module):
     """CoX3D-S on clips, for training, and on streams."""
 
-    def __init__(self, build: Callable[[], Any]):
+    def __init__(self, build: Callable[[], Any], trg: bool):
         super().__init__()
-        self.build, self.net = build, build()
+        self.build, self.trg, self.net, self.before = build, trg, build(), _before(trg)
         del self.net.head.act  # scores before the softmax, in eval mode too
         for module in self.net.modules():
             if hasattr(module, "_conv_func"):
@@ -123,36 +138,42 @@ class _CoX3D(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _CoX3D:
         """For the moving average of weights; modules of `continual` can't be copied."""
-        copied = _CoX3D(self.build)
+        copied = _CoX3D(self.build, self.trg)
         copied.load_state_dict(self.state_dict())
         return copied
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net.forward(x).flatten(2).mean(2)
+        return self.net.forward(self.before(x)).flatten(2).mean(2)
 
     def last_of_stream(self, clip: Tensor) -> Tensor:
         """The answer when the frames, one at a time, and the zeros behind them have come."""
         self.net.clean_state()
-        y = self.net.forward_steps(clip, pad_end=True)
+        y = self.net.forward_steps(self.before(clip), pad_end=True)
         self.net.clean_state()
         return y.flatten(2)[:, :, -1]
 
 
 @register_model(sampling_rate=1, size=182)
 def cox3d_s(
-    *, num_classes: int = 400, num_frames: int = FRAMES, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5
+    *,
+    num_classes: int = 400,
+    num_frames: int = FRAMES,
+    in_channels: int = 3,
+    width: float = 1.0,
+    dropout: float = 0.5,
+    trg: bool = False,
 ) -> VideoNet:
     """CoX3D-S, whose window is the clip."""
     how = os.environ["CO3D"], int(os.environ["CO3D_SIZE"]), num_classes, in_channels, num_frames, dropout
-    return VideoNet(_CoX3D(lambda: build_cox3d(*how)), [], nn.Identity())
+    return VideoNet(_CoX3D(lambda: build_cox3d(*how), trg), [], nn.Identity())
 
 
 def config_of(name: str, root: str, out: Path, size: int, epochs: int) -> TrainConfig:
     """The recipe `light` for one net."""
     recipe = get_recipe("light")
-    own = (
-        {"options": {**recipe.model.options, "causal": True}} if name == "c3d_light" else {"width": 1.0, "options": {}}
-    )
+    name, _, trg = name.partition("+")
+    other = {"width": 1.0, "options": {"trg": True} if trg else {}}
+    own = {"options": {**recipe.model.options, "causal": True}} if name == "c3d_light" else other
     return replace(
         recipe,
         model=replace(
@@ -214,8 +235,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     os.environ.update(MOVINET=args.movinet or "", CO3D=args.co3d or "", CO3D_SIZE=str(args.size))
     for name in args.nets:
-        if name in SOURCES and not os.environ[SOURCES[name]]:
-            parser.error(f"{name} needs --{SOURCES[name].lower()}, a checkout of its repository")
+        source = SOURCES.get(name.partition("+")[0])
+        if source and not os.environ[source]:
+            parser.error(f"{name} needs --{source.lower()}, a checkout of its repository")
     path = Path(__file__).parent / "results/streams_accuracy.json"
     rows: dict[str, Any] = {}
     for name in args.nets:
