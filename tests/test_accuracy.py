@@ -102,6 +102,16 @@ def test_subsets_lie_in_each_other_and_no_part_meets_another(tmp_path):
     assert other.val != by_share[100].val
 
 
+def test_parts_do_not_depend_on_where_the_clips_lie(tmp_path):
+    found = []
+    for place in ("here", "there/and/deeper"):
+        fake_set(tmp_path / place / "set")
+        task = tasks.Task("fake", "set")
+        parts = tasks.parts(task, 50, 1, tasks.Places(tmp_path / place, tmp_path, tmp_path))
+        found.append([[Path(clip.path).name for clip in part] for part in (parts.train, parts.val, parts.test)])
+    assert found[0] == found[1]
+
+
 def test_a_task_without_clips_says_where_it_looked(tmp_path):
     with pytest.raises(DataError, match="set LEAN3D_SHARED"):
         tasks.parts(tasks.TASKS["digit"], 10, 0, tasks.Places(tmp_path / "none", tmp_path, tmp_path))

@@ -34,7 +34,7 @@ from lean3d.errors import DataError
 from lean3d.evaluate import Results, collect_scores, results_from_scores
 from lean3d.models import cost
 
-FORMAT = 2
+FORMAT = 3
 """Grows when the same settings would give other results."""
 
 Result = dict[str, Any]

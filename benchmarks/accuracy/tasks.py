@@ -114,10 +114,10 @@ def parts(task: Task, share: int, seed: int, places: Places) -> Parts:
     """
     manifest = read_manifest(_data_config(task, places))
     train, test = manifest.select("train"), manifest.select("test")
-    rows = [Row(clip.path, manifest.classes[clip.label], "train", clip.group) for clip in train]
+    rows = [Row(_name(clip), manifest.classes[clip.label], "train", clip.group) for clip in train]
     chosen = held_back(rows, VAL_SHARE, f"{seed} val")
-    val = tuple(Clip(c.path, c.label, "val", c.group) for c in train if c.path in chosen)
-    rest = [clip for clip in train if clip.path not in chosen]
+    val = tuple(Clip(c.path, c.label, "val", c.group) for c in train if _name(c) in chosen)
+    rest = [clip for clip in train if _name(clip) not in chosen]
     found = Parts(manifest.classes, subset(rest, share, seed), val, test)
     for name in ("train", "val", "test"):
         if not getattr(found, name):
@@ -132,7 +132,7 @@ def subset(clips: Sequence[Clip], share: int, seed: int) -> tuple[Clip, ...]:
         by_class[clip.label].append(clip)
 
     def place(clip: Clip) -> bytes:
-        return hashlib.sha256(f"{seed} {Path(clip.path).parent.name}/{Path(clip.path).name}".encode()).digest()
+        return hashlib.sha256(f"{seed} {_name(clip)}".encode()).digest()
 
     kept = [
         clip
@@ -149,8 +149,13 @@ def content_digest(clips: Sequence[Clip]) -> str:
         path = Path(clip.path)
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.parent.name}/{path.name} {clip.label} {clip.split} {content}\n".encode())
+        digest.update(f"{_name(clip)} {clip.label} {clip.split} {content}\n".encode())
     return digest.hexdigest()
+
+
+def _name(clip: Clip) -> str:
+    """Folder and file: what a clip is called wherever the data set lies."""
+    return "/".join(Path(clip.path).parts[-2:])
 
 
 def _data_config(task: Task, places: Places) -> DataConfig:
