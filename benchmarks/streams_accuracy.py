@@ -9,7 +9,8 @@ frames of 56x80, as in the README's training: their last features would be small
 twice on the test clips, one view each: as a clip net, and frame by frame, of which the last answer counts. CoX3D is
 trained as X3D-S, which it is on clips, and has its answer on a stream when the 16 frames and as many zeros as its delay
 is have come. With "+trg" behind its name a net of the others gets what c3d_light begins with, the temporal residual
-gradient of the frames, in their place: what is left is the difference between the nets.
+gradient of the frames, in their place: what is left is the difference between the nets. "c3d_light:1" is ours at full
+width in place of the recipe's quarter.
 
 For the sources of MoViNet-A0 and CoX3D-S see `streams.py`. CoX3D's convolutions run by lean3d's forms while it is
 trained and tested on clips (the same numbers, several times faster on a CPU); on the stream they are its own. A
@@ -172,8 +173,10 @@ def config_of(name: str, root: str, out: Path, size: int, epochs: int) -> TrainC
     """The recipe `light` for one net."""
     recipe = get_recipe("light")
     name, _, trg = name.partition("+")
-    other = {"width": 1.0, "options": {"trg": True} if trg else {}}
-    own = {"options": {**recipe.model.options, "causal": True}} if name == "c3d_light" else other
+    name, _, width = name.partition(":")
+    own: dict[str, Any] = {"width": 1.0, "options": {"trg": True} if trg else {}}
+    if name == "c3d_light":
+        own = {"width": float(width or recipe.model.width), "options": {**recipe.model.options, "causal": True}}
     return replace(
         recipe,
         model=replace(

@@ -1,7 +1,7 @@
 """The tables of the study, as lists. A table's rows are its nets x tasks x shares x seeds; two tables may share rows.
 
 Every net is trained alike: the recipe `light` (its optimizer, schedule, augmentation), the same clips of the same size,
-the same epochs; a net that the recipe's learning rate throws off has its own. A `Net` has a width, or another net as
+the same epochs; C3D, deep and without shortcuts, has a gentler learning rate. A `Net` has a width, or another net as
 `as_costly_as`: then its width is the one at which it needs as many multiplications under the fast algorithm as that
 one, on a clip of the lips.
 """
@@ -41,7 +41,7 @@ class Net:
     scale: int = 1
     """How many times higher and wider its clips are than the task's, for nets that are made for large ones."""
     lr: float | None = None
-    """Learning rate, where the recipe's throws the net off; chosen on val."""
+    """Learning rate, where it is not the recipe's."""
 
 
 @dataclass(frozen=True)
