@@ -86,7 +86,7 @@ def page_part(kept: Kept, pictures: Path, tables: Iterable[Table] = TABLES.value
     for table in tables:
         wanted = table.rows()
         done = [(row, result) for row in wanted if (result := kept.of(row)) is not None]
-        if done:
+        if len({(row.net.label, row.trick.label) for row, _ in done}) > 1:  # there is something to compare
             parts += [f"### {table.question}", "", _state(table, len(done), len(wanted)), ""]
             parts += _choices(done) if table.choice else _answers(table, done, kept, pictures)
         if len(done) < len(wanted):
