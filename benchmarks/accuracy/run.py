@@ -60,7 +60,7 @@ def main(words: Sequence[str] | None = None, tables: dict[str, Table] = TABLES) 
             f"no row of {args.table} fits --only {' '.join(args.only)}; rows are task/share/net/recipe/seed"
         )
     if args.seconds:
-        seconds.measure({row.net.label: row for row in wanted}.values(), places, console=console)
+        seconds.measure(wanted, places, console=console)  # a net on each of its clips once
         return 0
     if args.list:
         results = store.read()
