@@ -242,6 +242,33 @@ def test_a_file_is_opened_once_and_checked_once(clips, monkeypatch):
     assert len(opened) == 6 and checks == [clips[0].path]
 
 
+def test_kept_frames_are_the_decoded_ones_and_no_file_is_opened_again(clips, monkeypatch):
+    height, width = decode_size((32, 48), SPEC.size, AugmentConfig()) or (32, 48)
+    video = 24 * height * width * 3  # bytes of one
+    plain, kept = train_clips(clips), train_clips(clips, cache_gb=3.5 * video / 1e9)
+    opened: list[str] = []
+    open_video = dataset.open_video
+
+    def counted(path, *args, **more):
+        opened.append(path)
+        return open_video(path, *args, **more)
+
+    monkeypatch.setattr(dataset, "open_video", counted)
+    for epoch in range(3):
+        for index in range(len(clips)):
+            wanted = plain[epoch, index]
+            opened.clear()
+            found = kept[epoch, index]
+            assert torch.equal(found.clip, wanted.clip) and found.label == wanted.label
+            assert bool(opened) == (epoch == 0 or index >= 3), "three videos fit"
+    views = ViewsConfig(num_clips=2, num_crops=3)
+    tests = [TestClips(clips, DataConfig(cache_gb=gb), SPEC, views) for gb in (0.0, 1.0)]
+    for _ in range(2):
+        assert all(torch.equal(tests[0][i].clip, tests[1][i].clip) for i in range(len(clips)))
+    opened.clear()
+    assert tests[1][0].clip is not None and not opened
+
+
 def test_damage_outside_the_drawn_clip_is_found_too(clips, tmp_path):
     path = tmp_path / "late.mp4"
     write_video(path, moving_frames(240, 32, 48), options={"g": "12"}, index_first=True)

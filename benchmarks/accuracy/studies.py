@@ -111,7 +111,7 @@ class Row:
         config = dataclasses.replace(
             base,
             model=model,
-            data=dataclasses.replace(base.data, val_share=0.0, num_workers=0),
+            data=dataclasses.replace(base.data, val_share=0.0, num_workers=0, cache_gb=2.0),
             optim=dataclasses.replace(base.optim, epochs=EPOCHS[self.share], lr=self.net.lr or base.optim.lr),
             test=dataclasses.replace(base.test, num_clips=task.num_clips),
             run=dataclasses.replace(base.run, seed=self.seed),

@@ -112,6 +112,8 @@ class DataConfig:
     """Gigabytes of them that are kept."""
     max_bad_share: float = 0.05
     """More than this share of files that can't be decoded stops the run."""
+    cache_gb: float = 0.0
+    """Gigabytes of decoded frames that each loader process keeps (0: none): small, short clips are decoded once."""
     num_workers: int = 2
     """Loader processes (0: load in the main process)."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,13 +150,16 @@ class TrainClips(Dataset[Sample]):
         return Sample(None, -1, index, tuple(bad))
 
     def _load(self, epoch: int, index: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-        with self._opener.open(self.table.path(index)) as reader:
+        spec = self.spec
+
+        def choose(num_video_frames: int) -> torch.Tensor:
             if self.data.sampling == "segments":
-                frames = segment_indices(reader.num_frames, self.spec.num_frames, generator)
-            else:
-                frames = dense_indices(reader.num_frames, self.spec.num_frames, self.spec.sampling_rate, generator)
-            size = decode_size(reader.size, self.spec.size, self.augment)
-            pixels = reader.get_frames(frames.tolist(), size=size, channels=self.spec.channels)
+                return segment_indices(num_video_frames, spec.num_frames, generator)
+            return dense_indices(num_video_frames, spec.num_frames, spec.sampling_rate, generator)
+
+        pixels = self._opener.frames(
+            self.table.path(index), choose, lambda size: decode_size(size, spec.size, self.augment), spec.channels
+        )
         clip, label = self.transform.place(pixels, self.table.label(index), generator)
         if self.whole:
             clip = self.transform.appearance(clip, appearance_generator(self.seed, epoch, index))
@@ -210,24 +213,62 @@ class TestClips(Dataset[Sample]):
             return Sample(None, label, index, (BadFile(path, error.reason),))
 
     def _load(self, path: str) -> torch.Tensor:
-        spec = self.spec
-        with self._opener.open(path) as reader:
-            frames = view_indices(
-                reader.num_frames, spec.num_frames, spec.sampling_rate, self.views.num_clips, self.data.sampling
-            )
-            size = decode_size(reader.size, spec.size, crop_area=self.views.crop_area)
-            pixels = reader.get_frames(frames.flatten().tolist(), size=size, channels=spec.channels)
-        clips = pixels.unflatten(0, frames.shape)  # (num_clips, T, H, W, C)
+        spec, views = self.spec, self.views
+
+        def choose(num_video_frames: int) -> torch.Tensor:
+            return view_indices(
+                num_video_frames, spec.num_frames, spec.sampling_rate, views.num_clips, self.data.sampling
+            ).flatten()
+
+        pixels = self._opener.frames(
+            path, choose, lambda size: decode_size(size, spec.size, crop_area=views.crop_area), spec.channels
+        )
+        clips = pixels.unflatten(0, (views.num_clips, spec.num_frames))  # (num_clips, T, H, W, C)
         return torch.cat([self.transform(clip) for clip in clips])
 
 
 class _Opener:
-    """Opens files and remembers, within its process, which are bad and which were found whole."""
+    """Opens files and remembers, within its process, which are bad, which were found whole, and frames of some."""
 
     def __init__(self, data: DataConfig):
         self.data = data
         self.shards = ShardCache(data.shard_cache, data.shard_cache_gb)
         self._verdicts: dict[int, str | None] = {}  # by the path's hash: paths themselves would take much memory
+        self._kept: dict[int, torch.Tensor] = {}
+        self._room = data.cache_gb * 1e9
+        """Bytes that may still be kept. What is kept stays: an epoch asks once for each file, none is likelier."""
+
+    def frames(
+        self,
+        path: str,
+        choose: Callable[[int], torch.Tensor],
+        shrink: Callable[[tuple[int, int]], tuple[int, int] | None],
+        channels: int,
+    ) -> torch.Tensor:
+        """Frames of a file, decoded, or kept from the last time.
+
+        Args:
+            path: The file.
+            choose: From the video's length to the numbers of the frames that are wanted, int64 (T,).
+            shrink: From the video's height and width to the size of the frames (None: as they are); for one file it
+                is always the same.
+            channels: 3 or 1.
+
+        Returns:
+            uint8 (T, H, W, C).
+        """
+        kept = self._kept.get(hash(path))
+        if kept is not None:
+            return kept[choose(len(kept))]
+        with self.open(path) as reader:
+            indices, size = choose(reader.num_frames), shrink(reader.size)
+            room = math.prod((reader.num_frames, *(size or reader.size), channels))
+            if room > self._room:
+                return reader.get_frames(indices.tolist(), size=size, channels=channels)
+            kept = reader.get_frames(range(reader.num_frames), size=size, channels=channels)
+        self._kept[hash(path)] = kept
+        self._room -= room
+        return kept[indices]
 
     def open(self, path: str) -> Reader:
         """The reader of a file, which is decoded whole the first time if `DataConfig.check_files` is set."""
