@@ -25,7 +25,7 @@ from lean3d.data.dataset import (
 from lean3d.data.manifest import Clip
 from lean3d.data.readers import VideoReader
 from lean3d.data.transforms import TrainTransform
-from lean3d.errors import DataError, TooManyBadFilesError
+from lean3d.errors import ConfigError, DataError, TooManyBadFilesError
 from video_files import broken_files, moving_frames, write_video
 
 SPEC = InputSpec(num_frames=8, sampling_rate=2, size=(16, 24))
@@ -90,6 +90,20 @@ def test_looks_may_come_later_and_are_the_same(clips):
         assert torch.equal(appearance_of_batch(plain, indices, placed.transform.appearance, 4, epoch), right)
         assert torch.equal(plain, kept) and not torch.equal(plain, right)
     assert appearance_of_batch(plain[:0], indices[:0], placed.transform.appearance, 4, 0).shape == (0, *plain.shape[1:])
+
+
+def test_jitter_in_time_shows_other_frames_and_no_jitter_the_same(clips):
+    def frames(**augment) -> torch.Tensor:
+        still = AugmentConfig(crop="center", flip="off", color_jitter=0.0, **augment)
+        data = TrainClips(clips, CLASSES, DataConfig(), SPEC, still, 0)
+        return torch.stack([data[epoch, 3].clip for epoch in range(6)])
+
+    plain = frames()
+    assert torch.equal(frames(speed=0.0, time_shift=0.0), plain)
+    assert not torch.equal(frames(speed=0.5), plain)
+    assert not torch.equal(frames(time_shift=0.3), plain)
+    with pytest.raises(ConfigError, match=r"speed must be at least 0, got -0\.5"):
+        frames(speed=-0.5)
 
 
 def test_grey_clips_have_one_channel(clips):

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lean3d.data.sampling import clip_span, dense_indices, segment_indices, view_indices, window_indices
+from lean3d.data.sampling import (
+    clip_span,
+    dense_indices,
+    jittered_indices,
+    segment_indices,
+    view_indices,
+    window_indices,
+)
 from lean3d.errors import ConfigError
 
 lengths = st.integers(1, 400)
@@ -54,6 +61,35 @@ def test_dense_reaches_every_start():
     source = torch.Generator().manual_seed(0)
     starts = {int(dense_indices(15, 4, 3, source)[0]) for _ in range(200)}
     assert starts == set(range(6))
+
+
+@settings(deadline=None)
+@given(lengths, counts, rates, st.integers(0, 2**31), st.floats(0, 2), st.floats(0, 0.5))
+def test_jittered_clips_stay_near_the_dense_one(length, num_frames, rate, seed, speed, time_shift):
+    def drawn(**jitter) -> torch.Tensor:
+        return jittered_indices(length, num_frames, rate, generator(seed), **jitter)
+
+    dense = dense_indices(length, num_frames, rate, generator(seed))
+    assert torch.equal(drawn(), dense)
+    found = drawn(speed=speed, time_shift=time_shift)
+    check_clips(found, length)
+    assert torch.equal(found, drawn(speed=speed, time_shift=time_shift))
+    shifted = drawn(time_shift=time_shift)
+    start = int(dense[0]) + torch.arange(num_frames) * rate  # unclamped: what was held may be seen after a shift
+    assert (shifted - start.clamp(0, length - 1)).abs().max() <= time_shift * num_frames * rate + 0.5
+    steps = found.unique().diff().float()
+    if len(steps) > 2:  # the first and the last may be cut off by the video's ends
+        assert (steps[1:-1] <= rate * (1 + speed) + 1).all()
+
+
+def test_jitter_reaches_both_sides_and_both_speeds():
+    source = generator(0)
+    clips = [jittered_indices(100, 11, 4, source, speed=0.5) for _ in range(300)]
+    spans = [int(clip[-1] - clip[0]) for clip in clips]
+    assert min(spans) in (26, 27, 28) and max(spans) in (59, 60, 61)  # of 40
+    assert 0.4 < sum(span < 40 for span in spans) / len(spans) < 0.6
+    shifts = [int(jittered_indices(41, 11, 4, source, time_shift=0.1)[5]) - 20 for _ in range(300)]
+    assert (min(shifts), max(shifts)) == (-4, 4)
 
 
 @settings(deadline=None)

@@ -36,6 +36,8 @@ from lean3d.models import cost
 
 FORMAT = 3
 """Grows when the same settings would give other results."""
+LATER = {"augment": {"speed": 0.0, "time_shift": 0.0}}
+"""Settings that are younger than some results: at these values they are what there was before, and don't count."""
 
 Result = dict[str, Any]
 
@@ -44,6 +46,8 @@ def key(row: Row) -> str:
     """What makes the row the row: everything that its result follows from but the files' bytes."""
     config = to_dict(row.config())
     settings = {part: config[part] for part in ("model", "augment", "optim", "init", "test")}
+    for part, values in LATER.items():
+        settings[part] = {k: v for k, v in settings[part].items() if k not in values or v != values[k]}
     return digest([FORMAT, settings, asdict(row.task), row.share, row.seed])[:16]
 
 

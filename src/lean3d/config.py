@@ -134,6 +134,10 @@ class AugmentConfig:
     """Horizontal flip. auto: on, and exchanges labels that say left and right; off where one has no counterpart."""
     flip_map: dict[str, str] = field(default_factory=dict)
     """Pairs of labels that a flip exchanges, as LABEL LABEL pairs, beside those that auto finds."""
+    speed: float = 0.0
+    """Clips are shown up to this much faster or slower: 0.25 is 0.8 to 1.25 times (0: none; dense sampling only)."""
+    time_shift: float = 0.0
+    """Clips lie up to this share of their length earlier or later, where one must hold a frame too (dense only)."""
     color_jitter: float = 0.2
     """Strength of the change of brightness, contrast, saturation (0: none)."""
     rand_augment: int = 0

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data.manifest import Clip
 from lean3d.data.readers import Reader, open_video
-from lean3d.data.sampling import dense_indices, segment_indices, view_indices
+from lean3d.data.sampling import jittered_indices, segment_indices, view_indices
 from lean3d.data.shards import ShardCache
 from lean3d.data.transforms import Appearance, TestTransform, TrainTransform
 from lean3d.errors import DataError, DecodeError, TooManyBadFilesError
@@ -155,7 +155,14 @@ class TrainClips(Dataset[Sample]):
         def choose(num_video_frames: int) -> torch.Tensor:
             if self.data.sampling == "segments":
                 return segment_indices(num_video_frames, spec.num_frames, generator)
-            return dense_indices(num_video_frames, spec.num_frames, spec.sampling_rate, generator)
+            return jittered_indices(
+                num_video_frames,
+                spec.num_frames,
+                spec.sampling_rate,
+                generator,
+                speed=self.augment.speed,
+                time_shift=self.augment.time_shift,
+            )
 
         pixels = self._opener.frames(
             self.table.path(index), choose, lambda size: decode_size(size, spec.size, self.augment), spec.channels

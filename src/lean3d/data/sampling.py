@@ -54,6 +54,52 @@ def dense_indices(
     return _dense_from(torch.tensor(start), num_video_frames, num_frames, sampling_rate)
 
 
+def jittered_indices(
+    num_video_frames: int,
+    num_frames: int,
+    sampling_rate: int,
+    generator: torch.Generator,
+    *,
+    speed: float = 0.0,
+    time_shift: float = 0.0,
+) -> torch.Tensor:
+    """A random dense clip at another speed and a little earlier or later; beyond the video its end frames are held.
+
+    ```
+    dense_indices(9, 5, 2)                         a clip as long as the video has one place
+    video  0  1  2  3  4  5  6  7  8
+    clip   x     x     x     x     x                      [0, 2, 4, 6, 8]
+                                                   time_shift 0.1: up to 1 frame (of 10) to either side
+    clip   x  x     x     x     x                         [0, 1, 3, 5, 7]
+                                                   speed 0.5: up to 1.5 times slower or faster, about the middle
+    clip      x  x     x     x  x                         [1, 3, 4, 5, 7]
+    ```
+
+    Args:
+        num_video_frames: Frames in the video, at least 1.
+        num_frames: Frames in the clip (T), at least 1.
+        sampling_rate: Distance between two frames of the clip, in frames of the video, at least 1.
+        generator: Source of every random choice.
+        speed: The clip's speed is drawn from 1 / (1 + speed) to 1 + speed, evenly in its logarithm.
+        time_shift: It lies up to this share of its length earlier or later.
+
+    Returns:
+        int64 (T,), each in [0, num_video_frames), never running backwards; with speed and time_shift 0 what
+        `dense_indices` gives.
+
+    Raises:
+        ConfigError: A whole number is below 1.
+    """
+    clip = dense_indices(num_video_frames, num_frames, sampling_rate, generator)
+    if not speed and not time_shift:
+        return clip
+    factor, shift = (2 * torch.rand(2, generator=generator, dtype=torch.float64) - 1).tolist()
+    middle = int(clip[0]) + (num_frames - 1) * sampling_rate / 2 + shift * time_shift * num_frames * sampling_rate
+    steps = (torch.arange(num_frames, dtype=torch.float64) - (num_frames - 1) / 2) * sampling_rate
+    places = middle + steps * (1 + speed) ** factor
+    return places.round().long().clamp(0, num_video_frames - 1)
+
+
 def segment_indices(num_video_frames: int, num_segments: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """One frame from each of `num_segments` equal parts of the video (TSN): random within the part, or its middle.
 

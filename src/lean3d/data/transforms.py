@@ -391,6 +391,9 @@ def _check_augment(augment: AugmentConfig) -> None:
         raise ConfigError(f"area must be two growing numbers above 0 and up to 1, got {augment.area}")
     if not 0 < augment.aspect[0] <= augment.aspect[1]:
         raise ConfigError(f"aspect must be two growing numbers above 0, got {augment.aspect}")
+    for name, value in (("speed", augment.speed), ("time_shift", augment.time_shift)):
+        if value < 0:
+            raise ConfigError(f"{name} must be at least 0, got {value}")
     if augment.color_jitter < 0:
         raise ConfigError(f"color_jitter must be at least 0, got {augment.color_jitter}")
     if not 0 <= augment.erasing <= 1:
