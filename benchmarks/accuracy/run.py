@@ -135,7 +135,8 @@ def _seconds_a_clip(row: Row) -> float:
         return 0.0
     net = X3D_S if row.net.model == "movinet_a0" else row.net  # about as large, and may not be there
     counted = multiplications(net.model, tuple(net.options.items()), width_of(net))
-    return row.net.scale**2 * (0.015 + 0.2e-9 * counted)
+    frames = (row.net.num_frames or row.task.num_frames) / row.task.num_frames
+    return row.net.scale**2 * frames * (0.015 + 0.2e-9 * counted)
 
 
 def _overview(tables: dict[str, Table], store: rows.Store) -> Shown:

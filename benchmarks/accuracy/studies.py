@@ -42,6 +42,8 @@ class Net:
     """How many times higher and wider its clips are than the task's, for nets that are made for large ones."""
     lr: float | None = None
     """Learning rate, where it is not the recipe's."""
+    num_frames: int | None = None
+    """Frames of its clips, where they are fewer than the task's: as many times further apart, so of the same time."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ class Row:
         """The training, without the places of files."""
         base = get_recipe("light")
         task = self.task
+        num_frames = self.net.num_frames or task.num_frames
         model = ModelConfig(
             name=self.net.model,
-            num_frames=task.num_frames,
-            sampling_rate=task.sampling_rate,
+            num_frames=num_frames,
+            sampling_rate=task.sampling_rate * task.num_frames // num_frames,
             size=(task.size[0] * self.net.scale, task.size[1] * self.net.scale),
             in_channels=task.channels,
             width=width_of(self.net),
@@ -111,6 +114,7 @@ class Row:
         config = dataclasses.replace(
             base,
             model=model,
+            augment=dataclasses.replace(base.augment, speed=0.0, time_shift=0.0),
             data=dataclasses.replace(base.data, val_share=0.0, num_workers=0, cache_gb=2.0),
             optim=dataclasses.replace(base.optim, epochs=EPOCHS[self.share], lr=self.net.lr or base.optim.lr),
             test=dataclasses.replace(base.test, num_clips=task.num_clips),
@@ -196,17 +200,18 @@ BIG_VIEWS = tuple(
     for step in ("temporal", "depthwise", "pointwise")
 )
 
-C2D_50 = Net("C2D-50", "c2d_r50")
-SLOW_50 = Net("SlowOnly-50", "slow_r50")
-FACTORISED_50 = Net("3x1x1 in every block", "smallbig50", {"block": "b"})
-SMALLBIG_23 = Net("SmallBig-23", "smallbig23")
-SMALLBIG_50 = Net("SmallBig-50", "smallbig50")
-SMALLBIG_50_EXTRA = Net("SmallBig-50-extra", "smallbig50_extra")
-C2D_50_NL = Net("C2D-50 + Non-local", "c2d_r50_nl")
-SLOW_50_NL = Net("SlowOnly-50 + Non-local", "slow_r50_nl")
-C2D_18 = Net("C2D-18", "c2d_r18")
-SLOW_18 = Net("SlowOnly-18", "slow_r18")
-SMALLBIG_18 = Net("SmallBig-18", "smallbig18")
+# SmallBigNet's own clips have 8 frames
+C2D_50 = Net("C2D-50", "c2d_r50", num_frames=8)
+SLOW_50 = Net("SlowOnly-50", "slow_r50", num_frames=8)
+FACTORISED_50 = Net("3x1x1 in every block", "smallbig50", {"block": "b"}, num_frames=8)
+SMALLBIG_23 = Net("SmallBig-23", "smallbig23", num_frames=8)
+SMALLBIG_50 = Net("SmallBig-50", "smallbig50", num_frames=8)
+SMALLBIG_50_EXTRA = Net("SmallBig-50-extra", "smallbig50_extra", num_frames=8)
+C2D_50_NL = Net("C2D-50 + Non-local", "c2d_r50_nl", num_frames=8)
+SLOW_50_NL = Net("SlowOnly-50 + Non-local", "slow_r50_nl", num_frames=8)
+C2D_18 = Net("C2D-18", "c2d_r18", num_frames=8)
+SLOW_18 = Net("SlowOnly-18", "slow_r18", num_frames=8)
+SMALLBIG_18 = Net("SmallBig-18", "smallbig18", num_frames=8)
 
 # read off at equal milliseconds: each net at three widths
 _OTHER_WIDTHS = tuple(
@@ -236,12 +241,13 @@ PEERS = (
 
 
 def _ablation(name: str, question: str) -> Table:
-    """One of SmallBigNet's own studies, its nets at our width."""
+    """One of SmallBigNet's own studies, on its net of 23 layers and at our width."""
     nets = tuple(
         Net(
-            f"{config.model.name} {' '.join(f'{k}={v}' for k, v in config.model.options.items())}".strip(),
-            config.model.name,
+            f"SmallBig-23 {' '.join(f'{k}={v}' for k, v in config.model.options.items())}",
+            SMALLBIG_23.model,
             config.model.options,
+            num_frames=SMALLBIG_23.num_frames,
         )
         for config in study(name)
     )
