@@ -26,6 +26,7 @@ EPOCHS = {100: 30, 50: 36, 25: 44, 10: 60}
 """By the share of the training clips; fewer clips are shown more often, each net alike."""
 SEEDS = (0, 1, 2)
 WIDTH = 0.25
+LR = 3e-3
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Row:
             model=model,
             augment=dataclasses.replace(base.augment, speed=0.0, time_shift=0.0),
             data=dataclasses.replace(base.data, val_share=0.0, num_workers=0, cache_gb=2.0),
-            optim=dataclasses.replace(base.optim, epochs=EPOCHS[self.share], lr=self.net.lr or base.optim.lr),
+            optim=dataclasses.replace(base.optim, epochs=EPOCHS[self.share], lr=self.net.lr or LR),
             test=dataclasses.replace(base.test, num_clips=task.num_clips),
             run=dataclasses.replace(base.run, seed=self.seed),
         )
@@ -257,6 +258,16 @@ def _ablation(name: str, question: str) -> Table:
 TABLES = {
     table.name: table
     for table in (
+        Table(
+            "rates",
+            "Learning rates, on val: each net of the tables gets the one that is best for its kind",
+            (C3D, C3D_TRG, C3D_LIGHT, SLOWFAST, SLOWFAST_LIGHT, SMALL),
+            ("motion-plain", "digit"),
+            (25,),
+            seeds=(0,),
+            tricks=tuple(Trick(f"lr {lr}", {"optim.lr": lr}) for lr in (3e-3, 1e-3, 1e-2)),
+            choice=True,
+        ),
         Table(
             "light",
             "1. Light against dense, with and without TRG, at equal width",
