@@ -167,6 +167,7 @@ def multiplications(model: str, options: tuple[tuple[str, Scalar], ...], width: 
 # ---- the nets
 
 _SMALL = {"stem": "conv", "expansion": 1.0, "layers": 5, "shrink": "stride", "halve_time_from": 4}
+_FAST = 1e-2  # five layers take, and want, more than eight
 
 C3D = Net("C3D", "c3d", lr=1e-3)
 C3D_TRG = Net("C3D + TRG", "c3d", {"trg": "input"}, lr=1e-3)
@@ -184,19 +185,19 @@ SLOWFAST_LIGHT_PLAIN = Net("light SlowFast", "slowfast_r50_light", {"trg": "none
 SLOWFAST_NARROW = Net("SlowFast, as costly as light", "slowfast_r50", as_costly_as=SLOWFAST_LIGHT)
 SLOWFAST_LIGHT_WIDE = Net("light SlowFast + TRG, as costly as SlowFast", "slowfast_r50_light", as_costly_as=SLOWFAST)
 
-SMALL = Net("recipe's net", "c3d_light", _SMALL)
-SMALL_PLAIN = Net("recipe's net without TRG", "c3d_light", {**_SMALL, "trg": "none"})
-SMALL_BESIDE = Net("recipe's net, TRG beside", "c3d_light", {**_SMALL, "trg_mode": "beside"})
-SMALL_WIDE = Net("recipe's net, twice as wide", "c3d_light", _SMALL, width=0.5)
-SMALL_NARROW = Net("recipe's net, half as wide", "c3d_light", _SMALL, width=0.125)
+SMALL = Net("recipe's net", "c3d_light", _SMALL, lr=_FAST)
+SMALL_PLAIN = Net("recipe's net without TRG", "c3d_light", {**_SMALL, "trg": "none"}, lr=_FAST)
+SMALL_BESIDE = Net("recipe's net, TRG beside", "c3d_light", {**_SMALL, "trg_mode": "beside"}, lr=_FAST)
+SMALL_WIDE = Net("recipe's net, twice as wide", "c3d_light", _SMALL, width=0.5, lr=_FAST)
+SMALL_NARROW = Net("recipe's net, half as wide", "c3d_light", _SMALL, width=0.125, lr=_FAST)
 
 TRG_PLACES = tuple(
-    Net(f"recipe's net, TRG at {place}{how}", "c3d_light", {**_SMALL, "trg": place, "trg_mode": mode})
+    Net(f"recipe's net, TRG at {place}{how}", "c3d_light", {**_SMALL, "trg": place, "trg_mode": mode}, lr=_FAST)
     for place in ("stage2", "stage3", "stage4", "stage5", "blocks")
     for mode, how in (("replace", ""), ("beside", ", beside"))
 )
 BIG_VIEWS = tuple(
-    Net(f"recipe's net{without}, big view in {step}", "c3d_light", {**_SMALL, **trg, "big_view": step})
+    Net(f"recipe's net{without}, big view in {step}", "c3d_light", {**_SMALL, **trg, "big_view": step}, lr=_FAST)
     for without, trg in (("", {}), (" without TRG", {"trg": "none"}))
     for step in ("temporal", "depthwise", "pointwise")
 )
@@ -255,6 +256,8 @@ def _ablation(name: str, question: str) -> Table:
     return Table(f"smallbig-{name}", question, nets, ("motion-plain",), (25,))
 
 
+_TIMES = {"augment.speed": 0.2, "augment.time_shift": 0.1}
+
 TABLES = {
     table.name: table
     for table in (
@@ -271,7 +274,7 @@ TABLES = {
         Table(
             "light",
             "1. Light against dense, with and without TRG, at equal width",
-            (C3D, C3D_TRG, C3D_LIGHT_PLAIN, C3D_LIGHT, SLOWFAST, SLOWFAST_LIGHT_PLAIN, SLOWFAST_LIGHT),
+            (C3D, C3D_TRG, C3D_LIGHT_PLAIN, C3D_LIGHT, SMALL, SLOWFAST, SLOWFAST_LIGHT_PLAIN, SLOWFAST_LIGHT),
             ("motion-plain", "fight", "digit", "letter"),
             (25, 100),
         ),
@@ -341,11 +344,13 @@ TABLES = {
             "tricks",
             "One recipe for the light nets: what each change does, on val",
             (SMALL,),
-            ("letter", "motion-plain"),
-            (100,),
+            ("digit", "motion-plain"),
+            (25,),
             tricks=(
                 Trick("light"),
                 Trick("twice as long", {"optim.epochs": 2.0}),
+                Trick("other times", _TIMES),
+                Trick("other times, twice as long", {**_TIMES, "optim.epochs": 2.0}),
                 Trick("no EMA", {"optim.ema": 0.0}),
                 Trick("no mixup", {"augment.mixup": 0.0}),
                 Trick("mixup 0.4", {"augment.mixup": 0.4}),
@@ -353,8 +358,9 @@ TABLES = {
                 Trick("no label smoothing", {"optim.label_smoothing": 0.0}),
                 Trick("RandAugment 2", {"augment.rand_augment": 2}),
                 Trick("erasing", {"augment.erasing": 0.25}),
-                Trick("lr 1.5e-3", {"optim.lr": 1.5e-3}),
-                Trick("lr 6e-3", {"optim.lr": 6e-3}),
+                Trick("lr 3e-3", {"optim.lr": 3e-3}),
+                Trick("lr 2e-2", {"optim.lr": 2e-2}),
+                Trick("batches of 8", {"optim.batch_size": 8}),
                 Trick("weight decay 0.2", {"optim.weight_decay": 0.2}),
                 Trick("larger crops only", {"augment.area": [0.85, 1.0]}),
             ),

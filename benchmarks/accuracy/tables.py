@@ -41,6 +41,7 @@ CHANCE = 2
 PAIRS = (
     ("C3D", "light C3D", 7.4, 11.0, 3.0),
     ("C3D", "light C3D + TRG", 7.4, 11.0, 3.0),
+    ("C3D", "recipe's net", 7.4, 11.0, 3.0),
     ("SlowFast", "light SlowFast", 2.3, 3.6, 6.3),
     ("SlowFast", "light SlowFast + TRG", 2.3, 3.6, 6.3),
 )
