@@ -46,8 +46,8 @@ def broken_in_twelve_ways(folder: Path) -> dict[str, Path]:
 
 
 def endless(folder: Path) -> Path:
-    """A video of 120,000 frames that can be counted only by decoding them all."""
-    part = write_video(folder / "part.h264", moving_frames(12, 32, 32), options={"bf": "0"})
+    """A video of 120,000 frames that can be counted only by decoding them all: seconds on any machine."""
+    part = write_video(folder / "part.h264", moving_frames(12, 192, 192), options={"bf": "0"})
     path = folder / "endless.mp4"
     path.write_bytes(part.read_bytes() * 10_000)
     part.unlink()
