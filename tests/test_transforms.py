@@ -106,16 +106,6 @@ def test_random_crop_moves_along_the_longer_side_only():
     assert set(boxes[:, 1].tolist()) == set(range(37))
 
 
-@pytest.mark.parametrize(("spread", "places"), [(1.0, range(37)), (0.5, range(9, 28)), (0.0, range(18, 19))])
-def test_spread_keeps_crops_near_the_middle(spread, places):
-    boxes = crop_boxes(dataclasses.replace(PLAIN, crop="random", spread=spread), RGB, 48, 100)
-    assert set(boxes[:, 1].tolist()) == set(places)
-    augment = dataclasses.replace(PLAIN, crop="random_resized", area=(0.2, 0.4), spread=spread)
-    top, _, height, _ = crop_boxes(augment, RGB, 240, 320, number=500).T
-    off = abs(top + height / 2 - 120) / (120 - height / 2)  # 1: at the frame's edge
-    assert off.max() <= spread + 0.02 and (spread == 0 or off.max() > 0.9 * spread)
-
-
 def test_random_resized_has_the_area_and_the_aspect():
     augment = dataclasses.replace(PLAIN, crop="random_resized", area=(0.1, 0.3), aspect=(0.8, 1.25))
     _, _, height, width = crop_boxes(augment, RGB, 240, 320, number=1000).T
@@ -182,7 +172,6 @@ def test_the_frames_that_come_in_are_not_written_to():
         ({"aspect": (2.0, 1.0)}, "aspect"),
         ({"color_jitter": -0.1}, "color_jitter"),
         ({"erasing": 1.1}, "erasing"),
-        ({"spread": 1.5}, "spread must be 0"),
         ({"speed": -0.5}, "speed must be at least 0"),
         ({"time_shift": -0.1}, "time_shift must be at least 0"),
         ({"rand_augment_magnitude": 11}, "rand_augment_magnitude"),

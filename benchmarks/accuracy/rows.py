@@ -36,7 +36,7 @@ from lean3d.models import cost
 
 FORMAT = 3
 """Grows when the same settings would give other results."""
-LATER = {"augment": {"spread": 1.0, "speed": 0.0, "time_shift": 0.0}}
+LATER = {"augment": {"speed": 0.0, "time_shift": 0.0}}
 """Settings that are younger than some results: at these values they are what there was before, and don't count."""
 
 Result = dict[str, Any]

@@ -1,7 +1,7 @@
 """The tables of the study, as lists. A table's rows are its nets x tasks x shares x seeds; two tables may share rows.
 
-Every net is trained alike: the recipe `light` (its optimizer, schedule, augmentation), the same clips of the same size,
-the same epochs; C3D, deep and without shortcuts, has a gentler learning rate. A `Net` has a width, or another net as
+Every net is trained alike: the settings of the recipe `light` without its changes in time, the same clips of the same
+size, the same epochs; each kind of net has its learning rate. A `Net` has a width, or another net as
 `as_costly_as`: then its width is the one at which it needs as many multiplications under the fast algorithm as that
 one, on a clip of the lips.
 """
@@ -27,6 +27,7 @@ EPOCHS = {100: 30, 50: 36, 25: 44, 10: 60}
 SEEDS = (0, 1, 2)
 WIDTH = 0.25
 LR = 3e-3
+"""Of nets without one of their own, which the table `rates` is for."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Net:
     scale: int = 1
     """How many times higher and wider its clips are than the task's, for nets that are made for large ones."""
     lr: float | None = None
-    """Learning rate, where it is not the recipe's."""
+    """Learning rate, where it is not `LR`."""
     num_frames: int | None = None
     """Frames of its clips, where they are fewer than the task's: as many times further apart, so of the same time."""
 
@@ -245,11 +246,10 @@ PEERS = (
 def _ablation(name: str, question: str) -> Table:
     """One of SmallBigNet's own studies, on its net of 23 layers and at our width."""
     nets = tuple(
-        Net(
-            f"SmallBig-23 {' '.join(f'{k}={v}' for k, v in config.model.options.items())}",
-            SMALLBIG_23.model,
-            config.model.options,
-            num_frames=SMALLBIG_23.num_frames,
+        dataclasses.replace(
+            SMALLBIG_23,
+            label=f"{SMALLBIG_23.label} {' '.join(f'{k}={v}' for k, v in config.model.options.items())}",
+            options=config.model.options,
         )
         for config in study(name)
     )

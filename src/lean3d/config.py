@@ -130,8 +130,6 @@ class AugmentConfig:
     """The random resized crop's area, relative to the frame."""
     aspect: tuple[float, float] = (0.8, 1.25)
     """The random resized crop's aspect ratio, relative to the clip's own."""
-    spread: float = 1.0
-    """How far from the middle random crops lie: 1 anywhere in the frame, 0.3 within the middle 30 % of their places."""
     flip: Literal["auto", "on", "off"] = "auto"
     """Horizontal flip. auto: on, and exchanges labels that say left and right; off where one has no counterpart."""
     flip_map: dict[str, str] = field(default_factory=dict)

@@ -272,7 +272,8 @@ class _Opener:
             room = math.prod((reader.num_frames, *(size or reader.size), channels))
             if room > self._room:
                 return reader.get_frames(indices.tolist(), size=size, channels=channels)
-            kept = reader.get_frames(range(reader.num_frames), size=size, channels=channels)
+            # A copy, since the reader's memory may come from a larger video and would stay as large.
+            kept = reader.get_frames(range(reader.num_frames), size=size, channels=channels).clone()
         self._kept[hash(path)] = kept
         self._room -= room
         return kept[indices]

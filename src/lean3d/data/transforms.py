@@ -72,8 +72,6 @@ class TrainTransform:
       smaller where it does not fit, in a random place (Szegedy et al., arXiv:1409.4842).
     - ``random``: the largest crop in a random place. ``center``: the largest crop in the middle.
 
-    Random places are anywhere in the frame, or nearer to its middle (`augment.spread`), where what matters is there.
-
     Args:
         augment: What to do.
         input_spec: What the model wants.
@@ -142,7 +140,8 @@ class TrainTransform:
             fit = min(1.0, height / math.sqrt(area / ratio), width / math.sqrt(area * ratio))
             box_height = min(max(round(fit * math.sqrt(area / ratio)), 1), height)
             box_width = min(max(round(fit * math.sqrt(area * ratio)), 1), width)
-        top, left = (_drawn_start(free, augment.spread, generator) for free in (height - box_height, width - box_width))
+        top = integer(generator, height - box_height + 1)
+        left = integer(generator, width - box_width + 1)
         return top, left, box_height, box_width
 
 
@@ -359,12 +358,6 @@ def _largest_crop(height: int, width: int, size: tuple[int, int]) -> tuple[int, 
     return max(min(round(size[0] * scale), height), 1), max(min(round(size[1] * scale), width), 1)
 
 
-def _drawn_start(free: int, spread: float, generator: torch.Generator) -> int:
-    """Where a box begins on an axis with `free` pixels beside it."""
-    margin = int(free * (1 - spread) / 2)
-    return margin + integer(generator, free - 2 * margin + 1)
-
-
 def _centered(height: int, width: int, box_height: int, box_width: int) -> Box:
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
@@ -398,8 +391,6 @@ def _check_augment(augment: AugmentConfig) -> None:
         raise ConfigError(f"area must be two growing numbers above 0 and up to 1, got {augment.area}")
     if not 0 < augment.aspect[0] <= augment.aspect[1]:
         raise ConfigError(f"aspect must be two growing numbers above 0, got {augment.aspect}")
-    if not 0 <= augment.spread <= 1:
-        raise ConfigError(f"spread must be 0 (the middle) to 1 (anywhere), got {augment.spread}")
     for name, value in (("speed", augment.speed), ("time_shift", augment.time_shift)):
         if value < 0:
             raise ConfigError(f"{name} must be at least 0, got {value}")
