@@ -87,6 +87,7 @@ def movinet_a0(
     settings.conv1.input_channels = in_channels
     net = MoViNet(settings, causal=False, pretrained=False, num_classes=num_classes)
     net.classifier[2].p = dropout
+    nn.init.normal_(net.classifier[3].conv_1.conv3d.weight, std=0.01)  # theirs starts at a loss of 10
     return VideoNet(net.conv1, [*net.blocks, net.conv7], _MoViNetHead(net.classifier))
 
 

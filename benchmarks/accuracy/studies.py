@@ -224,7 +224,7 @@ _OTHER_WIDTHS = tuple(
 )
 
 X3D_S = Net("X3D-S", "x3d_s", width=1.0)
-R2PLUS1D_18 = Net("R(2+1)D-18", "r2plus1d_18")
+R2PLUS1D_18 = Net("R(2+1)D-18", "r2plus1d_18", lr=1e-3)
 MOVINET_A0 = Net("MoViNet-A0, clips of twice the size", "movinet_a0", width=1.0, scale=2)  # the least that it takes
 LINEAR = Net("linear on pixels", "linear_pixels", width=1.0)
 PEERS = (
@@ -264,7 +264,10 @@ TABLES = {
         Table(
             "rates",
             "Learning rates, on val: each net of the tables gets the one that is best for its kind",
-            (C3D, C3D_TRG, C3D_LIGHT, SLOWFAST, SLOWFAST_LIGHT, SMALL, SMALL_PLAIN, SMALL_BESIDE),
+            (
+                *(C3D, C3D_TRG, C3D_LIGHT, SLOWFAST, SLOWFAST_LIGHT, SMALL, SMALL_PLAIN, SMALL_BESIDE),
+                *(SMALLBIG_50, SMALLBIG_23, SMALLBIG_18, R2PLUS1D_18),
+            ),
             ("motion-plain", "digit"),
             (25,),
             seeds=(0,),
@@ -308,7 +311,7 @@ TABLES = {
                 SLOW_18,
                 SMALLBIG_18,
             ),
-            ("motion-plain", "digit"),
+            ("motion-plain",),
             (25,),
         ),
         Table(

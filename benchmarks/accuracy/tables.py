@@ -258,18 +258,24 @@ def _choices(done: Sequence[tuple[Row, Result]]) -> Lines:
     for row, result in done:
         by_trick[row.trick.label][row.net.label, row.task.name, row.share, row.seed] = result["val"]["top1"]
     nets = list(dict.fromkeys(row.net.label for row, _ in done))
-    lines = []
-    for trick, found in by_trick.items():
-        cells = []
-        for wanted in (*nets, None):
-            pairs = [
-                100 * (value - by_trick[first][place])
-                for place, value in found.items()
-                if wanted in (None, place[0]) and place in by_trick[first]
-            ]
-            cells.append(_cell(pairs, digits=1, signed=True) if trick != first else "0")
-        lines.append([trick, *cells])
-    return [f"Points of top-1 on val against `{first}`", "", *_markdown(["change", *nets, "all"], lines)]
+
+    def change(trick: str, net: str | None) -> str:
+        if trick == first:
+            return "0"
+        pairs = [
+            100 * (value - by_trick[first][place])
+            for place, value in by_trick[trick].items()
+            if net in (None, place[0]) and place in by_trick[first]
+        ]
+        return _cell(pairs, digits=1, signed=True)
+
+    columns: list[tuple[str, str | None]] = [*((net, net) for net in nets), ("all", None)]
+    heads = ["change", *(head for head, _ in columns)]
+    lines = [[trick, *(change(trick, net) for _, net in columns)] for trick in by_trick]
+    if len(nets) > len(by_trick):  # a page is high rather than wide
+        heads, *lines = [list(line) for line in zip(heads, *lines, strict=True)]
+        heads[0] = "net"
+    return [f"Points of top-1 on val against `{first}`", "", *_markdown(heads, lines)]
 
 
 def _claims(kept: Kept, tables: Iterable[Table]) -> Lines:
