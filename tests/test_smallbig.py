@@ -142,3 +142,36 @@ def test_arguments_are_plain_and_rebuild_the_net():
     again.load_state_dict(model.state_dict())
     clip = torch.randn(1, 3, 4, 32, 32)
     assert torch.equal(model.eval()(clip), again.eval()(clip))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sees"),
+    [
+        ("smallbig18", {}, False),
+        ("smallbig23", {}, False),
+        ("smallbig50_extra", {}, False),
+        ("smallbig23", {"pooling": "average", "shared": False}, False),
+        ("smallbig18", {"trg": "input"}, True),
+        ("smallbig18", {"trg": "stage2"}, True),
+        ("smallbig23", {"block": "b"}, True),
+        ("slow_r18", {}, True),
+    ],
+)
+def test_units_alone_do_not_see_the_direction_of_time(name, options, sees):
+    torch.manual_seed(0)
+    net = create_model(name, **{**SMALL, "num_frames": 8}, dropout=0.0, **options).double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm3d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # the big view's begin at zero
+    clips = torch.randn(2, 3, 8, 64, 64, dtype=torch.float64)
+    with torch.no_grad():  # as in training, since the first running statistics would let the scores explode
+        forwards = net(clips)
+        backwards = net(clips.flip(2))
+        mixed = net(clips[:, :, [3, 0, 6, 1, 7, 4, 2, 5]])
+    assert not torch.allclose(forwards, mixed, rtol=1e-3)
+    assert torch.allclose(forwards, backwards, rtol=1e-6, atol=1e-9) is not sees
+
+
+def test_a_gradient_in_every_block_is_refused():
+    with pytest.raises(ConfigError, match="none, input or a stage"):
+        create_model("smallbig18", **SMALL, trg="blocks")

@@ -215,6 +215,7 @@ SLOW_50_NL = Net("SlowOnly-50 + Non-local", "slow_r50_nl", num_frames=8)
 C2D_18 = Net("C2D-18", "c2d_r18", num_frames=8)
 SLOW_18 = Net("SlowOnly-18", "slow_r18", num_frames=8)
 SMALLBIG_18 = Net("SmallBig-18", "smallbig18", num_frames=8)
+SMALLBIG_18_TRG = Net("SmallBig-18 + TRG", "smallbig18", {"trg": "input"}, num_frames=8)
 
 # read off at equal milliseconds: each net at three widths
 _OTHER_WIDTHS = tuple(
@@ -315,6 +316,12 @@ TABLES = {
             (25,),
         ),
         Table(
+            "smallbig-fight",
+            "3. SmallBig against C2D, SlowOnly and Non-local on surveillance video, at equal depth",
+            (C2D_50, SLOW_50, C2D_50_NL, SMALLBIG_50, SMALLBIG_23, C2D_18, SLOW_18, SMALLBIG_18),
+            ("fight",),
+        ),
+        Table(
             "smallbig-seconds",
             "3. The same at equal milliseconds: nets at several widths",
             (C2D_50, SLOW_50, SMALLBIG_50, C2D_50_NL, SLOW_50_NL, *_OTHER_WIDTHS),
@@ -331,7 +338,7 @@ TABLES = {
         Table(
             "both",
             "5. Both together: Fully Separable Blocks, SmallBig's big view and TRG",
-            (SMALL_PLAIN, SMALL, SMALL_BESIDE, *BIG_VIEWS, SMALLBIG_18),
+            (SMALL_PLAIN, SMALL, SMALL_BESIDE, *BIG_VIEWS, SMALLBIG_18, SMALLBIG_18_TRG),
             ("digit", "letter", "motion-plain"),
             (25,),
         ),

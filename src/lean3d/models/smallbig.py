@@ -7,13 +7,16 @@ The blocks' arguments, so that every row of the paper's studies has a name:
     pooling     "max" (the paper's) or "average"
     shared      whether both views go through one convolution (the paper's); if not, the big view has its own
     stages      those that have such blocks, "res3, res4, res5" in the paper; the others are plain 2D
+
+All that SmallBig units do in time is pooling over windows that reach as far back as ahead, so a clip and the same clip
+backwards get the same scores: they are for actions whose direction in time says nothing, or shows in single frames.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from lean3d.blocks import basic, block_plan, bottleneck, smallbig_basic, smallbig_bottleneck
+from lean3d.blocks import basic, block_plan, bottleneck, smallbig_basic, smallbig_bottleneck, trg_places
 from lean3d.errors import ConfigError
 from lean3d.models.registry import VideoNet, register_model
 from lean3d.models.resnet3d import DEPTHS_18, DEPTHS_23, DEPTHS_50, DEPTHS_101, Block, resnet3d
@@ -33,7 +36,11 @@ def _smallbig(
     in_channels: int,
     width: float,
     dropout: float,
+    trg: str = "none",
 ) -> VideoNet:
+    places = trg_places(trg, "replace", len(depths))
+    if "blocks" in places.places:
+        raise ConfigError(f"SmallBig's blocks have no gradient: trg must be none, input or a stage; got {trg!r}")
     basic_blocks = depths is DEPTHS_18
     plan = block_plan(block, 2 if basic_blocks else 3)
     big: Block
@@ -52,7 +59,7 @@ def _smallbig(
         raise ConfigError(f"stages must be some of {', '.join(_STAGES)}, such as {ALL_STAGES!r}; got {stages!r}")
     plain: Block = basic if basic_blocks else bottleneck
     blocks = [big if stage in chosen else plain for stage in _STAGES]
-    return resnet3d(blocks, depths, 1 if basic_blocks else 4, num_classes, in_channels, width, dropout)
+    return resnet3d(blocks, depths, 1 if basic_blocks else 4, num_classes, in_channels, width, dropout, trg=places)
 
 
 @register_model(sampling_rate=8, size=224)
@@ -67,13 +74,16 @@ def smallbig18(
     pooling: Mode = "max",
     shared: bool = True,
     stages: str = ALL_STAGES,
+    trg: str = "none",
 ) -> VideoNet:
     """SmallBig-18, ours: basic blocks of two SmallBig units in res3 to res5, for small data.
 
     Args:
         block, pooling, shared, stages: see the top of this file.
+        trg: where the temporal residual gradient stands in place of its input, as in `c3d_light`, but for "blocks".
+            The units alone treat past and future alike: such a net cannot tell a clip from the same one backwards.
     """
-    return _smallbig(DEPTHS_18, block, pooling, shared, stages, num_classes, in_channels, width, dropout)
+    return _smallbig(DEPTHS_18, block, pooling, shared, stages, num_classes, in_channels, width, dropout, trg)
 
 
 @register_model(sampling_rate=8, size=224)
