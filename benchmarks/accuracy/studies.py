@@ -293,7 +293,7 @@ TABLES = {
             "trg",
             "2. TRG on and off, at each place",
             (SMALL_PLAIN, SMALL, SMALL_BESIDE, *TRG_PLACES),
-            ("digit", "letter", "motion-plain"),
+            ("digit", "motion-plain"),
             (25,),
         ),
         Table(
@@ -339,7 +339,7 @@ TABLES = {
             "both",
             "5. Both together: Fully Separable Blocks, SmallBig's big view and TRG",
             (SMALL_PLAIN, SMALL, SMALL_BESIDE, *BIG_VIEWS, SMALLBIG_18, SMALLBIG_18_TRG),
-            ("digit", "letter", "motion-plain"),
+            ("digit", "motion-plain"),
             (25,),
         ),
         Table(
