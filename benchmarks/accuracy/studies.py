@@ -18,7 +18,7 @@ import torch
 from tasks import TASKS, Task
 
 from lean3d.config import ModelConfig, Scalar, TrainConfig, from_dict, to_dict
-from lean3d.models import cost, create_model
+from lean3d.models import cost, create_model, model_arguments
 from lean3d.recipes import get_recipe
 from lean3d.recipes.papers import study
 
@@ -246,11 +246,13 @@ PEERS = (
 
 def _ablation(name: str, question: str) -> Table:
     """One of SmallBigNet's own studies, on its net of 23 layers and at our width."""
+    usual = model_arguments(SMALLBIG_23.model)
     nets = tuple(
         dataclasses.replace(
             SMALLBIG_23,
             label=f"{SMALLBIG_23.label} {' '.join(f'{k}={v}' for k, v in config.model.options.items())}",
-            options=config.model.options,
+            # without what the net has anyway, so that the row is the one of the other tables, and trained once
+            options={k: v for k, v in config.model.options.items() if v != usual[k]},
         )
         for config in study(name)
     )

@@ -269,9 +269,8 @@ def _choices(done: Sequence[tuple[Row, Result]]) -> Lines:
         ]
         return _cell(pairs, digits=1, signed=True)
 
-    columns: list[tuple[str, str | None]] = [*((net, net) for net in nets), ("all", None)]
-    heads = ["change", *(head for head, _ in columns)]
-    lines = [[trick, *(change(trick, net) for _, net in columns)] for trick in by_trick]
+    heads = ["change", *nets, "all"]
+    lines = [[trick, *(change(trick, net) for net in (*nets, None))] for trick in by_trick]
     if len(nets) > len(by_trick):  # a page is high rather than wide
         heads, *lines = [list(line) for line in zip(heads, *lines, strict=True)]
         heads[0] = "net"
