@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lean3d import checkpoint
+from lean3d.blocks import Conv3d
 from lean3d.config import TrainConfig, to_dict
 from lean3d.data.loader import test_loader
 from lean3d.data.manifest import Clip, read_manifest
@@ -69,6 +70,17 @@ class _MoViNetHead(nn.Module):
         return self.classifier(x.mean((2, 3, 4), keepdim=True)).flatten(1)
 
 
+def _in_faster_forms(net: nn.Module) -> None:
+    """The same convolutions and activations, to the last weight, that train twice as fast on a processor."""
+    for name, part in net.named_children():
+        if type(part) is nn.Conv3d:
+            setattr(net, name, Conv3d.of(part))  # type: ignore[arg-type]
+        elif type(part).__name__ == "Swish":
+            setattr(net, name, nn.SiLU())
+        else:
+            _in_faster_forms(part)
+
+
 @register_model(sampling_rate=1, size=172)
 def movinet_a0(
     *, num_classes: int = 400, num_frames: int = 16, in_channels: int = 3, width: float = 1.0, dropout: float = 0.2
@@ -88,6 +100,7 @@ def movinet_a0(
     net = MoViNet(settings, causal=False, pretrained=False, num_classes=num_classes)
     net.classifier[2].p = dropout
     nn.init.normal_(net.classifier[3].conv_1.conv3d.weight, std=0.01)  # theirs starts at a loss of 10
+    _in_faster_forms(net)
     return VideoNet(net.conv1, [*net.blocks, net.conv7], _MoViNetHead(net.classifier))
 
 

@@ -285,6 +285,13 @@ TABLES = {
             (25, 100),
         ),
         Table(
+            "curves",
+            "Learning curves: what few clips do to a light net, a dense one and a linear one",
+            (SMALL, C3D_TRG, LINEAR),
+            ("digit", "color", "letter"),
+            (10, 25, 50, 100),
+        ),
+        Table(
             "light-cost",
             "1. Light against dense at equal cost, and several alphas",
             (*C3D_ALPHAS, C3D_NARROW, C3D_LIGHT_WIDE, SLOWFAST_NARROW, SLOWFAST_LIGHT_WIDE),

@@ -7,6 +7,7 @@ order in memory and all reshapes are views:
     kernel (1, 1, 1), no groups     a matrix product over channels                  F.linear
     kernel (1, R, S), any groups    time folded into the batch                      F.conv2d on (N * T, C, H, W)
     kernel (K, 1, 1), any groups    time as the height, the plane as the width      F.conv2d on (N, C, T, H * W)
+    depthwise (K, R, S), trained    the sum of K flat ones, each moved in time      F.conv2d on (N * T, C, H, W)
     everything else                 well served already                             F.conv3d
 """
 
@@ -68,7 +69,30 @@ def conv3d(
             groups,
         )
         return y.unflatten(3, (h, w))
+    if groups == x.shape[1] == weight.shape[0] and x.device.type == "cpu" and _wants_gradient(x, weight):
+        return _sum_of_flat(x, weight, bias, stride, padding, dilation)
     return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _wants_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _sum_of_flat(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple
+) -> Tensor:
+    """A depthwise convolution; for its backward, which `F.conv3d` has 1.2 to 4 times slower. Its forward is faster."""
+    n, channels, t = x.shape[:3]
+    span = t + 2 * padding[0] - dilation[0] * (weight.shape[2] - 1)  # outputs at stride 1
+    frames, moved = fold_time(x), []
+    for k, flat in enumerate(weight.unbind(2)):
+        y = F.conv2d(frames, flat, None, stride[1:], padding[1:], dilation[1:], channels)
+        first = k * dilation[0] - padding[0]  # the frame that the first output sees through this part of the kernel
+        moved.append(F.pad(unfold_time(y, n), (0, 0, 0, 0, -first, first + span - t)))
+    y = sum(moved[1:], start=moved[0])
+    if bias is not None:
+        y = y + bias.view(-1, 1, 1, 1)
+    return y[:, :, :: stride[0]]
 
 
 def fold_time(x: Tensor) -> Tensor:
