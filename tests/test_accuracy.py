@@ -37,6 +37,7 @@ from ledger import Ledger, ReadTwiceError  # noqa: E402
 PEERS = {name: registry._MODELS.pop(name) for name in registry._MODELS.keys() - ZOO.keys()}
 
 TINY_NET = studies.Net("tiny net", "c3d_light", {"layers": 5, "stem": "conv"}, width=1 / 32)
+OTHER_NET = studies.Net("other net", "c3d_light", {"layers": 5, "stem": "conv", "trg": "none"}, width=1 / 32)
 LINEAR = studies.Net("linear", "linear_pixels", {"places": 64}, width=1.0)
 
 
@@ -201,6 +202,24 @@ def test_variants_have_no_test_and_a_later_table_may_test_them(words, tmp_path, 
     assert run.main(words, tiny((TINY_NET,))) == 0
     (after,) = store.read().values()
     assert after["test"]["videos"] == 10 and after["weights_sha256"] == before["weights_sha256"]
+
+
+def test_a_teacher_is_trained_before_the_row_that_follows_it_and_once(words, tmp_path, monkeypatch):
+    monkeypatch.setitem(studies.EPOCHS, 50, 1)
+    plain, follows = studies.Trick("light"), studies.Trick("distilled", teachers=(OTHER_NET,))
+    assert run.main(words, tiny((TINY_NET,), tricks=(plain, follows), choice=True)) == 0
+    results = rows.Store(tmp_path / "results").read()
+    (alone, distilled) = results.values()
+    assert alone["weights_sha256"] != distilled["weights_sha256"]
+    student = studies.Row(TINY_NET, studies.TASKS["tiny"], 50, 0, follows, False)
+    (teacher,) = student.teachers()
+    assert rows.key(student) in results and rows.key(teacher) not in results
+    folder = tmp_path / "work" / rows.key(teacher)
+    config = json.loads((tmp_path / "work" / rows.key(student) / "config.json").read_text())
+    assert config["optim"]["teachers"] == [str(folder)]
+    before = (folder / "metrics.jsonl").stat().st_mtime_ns
+    assert run.main(words, tiny((OTHER_NET,), choice=True)) == 0
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == before, "the table that has the teacher takes it as it is"
 
 
 def test_a_missing_package_passes_over_its_row_alone(words, tmp_path, capsys, monkeypatch):

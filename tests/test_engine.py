@@ -111,6 +111,7 @@ def test_a_run_that_is_there_is_not_overwritten(learned):
         ({"run_devices": 0}, "devices"),
         ({"run_num_nodes": 2}, "torchrun --nnodes 2"),
         ({"optim_ema": 1.5}, r"optim\.ema"),
+        ({"optim_teachers_share": 0.0}, r"teachers-share must be above 0 and at most 1, got 0\.0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(clips, tmp_path, changes, says):

@@ -36,7 +36,10 @@ from lean3d.models import cost
 
 FORMAT = 3
 """Grows when the same settings would give other results."""
-LATER = {"augment": {"speed": 0.0, "time_shift": 0.0}}
+LATER = {
+    "augment": {"speed": 0.0, "time_shift": 0.0},
+    "optim": {"teachers": [], "teachers_share": 0.5},
+}
 """Settings that are younger than some results: at these values they are what there was before, and don't count."""
 
 Result = dict[str, Any]
@@ -48,7 +51,8 @@ def key(row: Row) -> str:
     settings = {part: config[part] for part in ("model", "augment", "optim", "init", "test")}
     for part, values in LATER.items():
         settings[part] = {k: v for k, v in settings[part].items() if k not in values or v != values[k]}
-    return digest([FORMAT, settings, asdict(row.task), row.share, row.seed])[:16]
+    teachers = [key(teacher) for teacher in row.teachers()]
+    return digest([FORMAT, settings, asdict(row.task), row.share, row.seed, *([teachers] if teachers else [])])[:16]
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,12 @@ def run(row: Row, places: Places, *, accelerator: str = "cpu") -> Result:
     store = Store(places.results)
     data = parts(row.task, row.share, row.seed, places)
     folder = places.work / key(row)
-    spent = _Spent(folder / "spent.json")
-    with spent:
-        metrics = _train(row, data, folder, accelerator)
+    for teacher in row.teachers():
+        with claimed(teacher, places) as mine:
+            if not mine:
+                raise DataError(f"another process trains its teacher, {teacher.name}")
+            _train(teacher, data, places, accelerator)
+    spent, metrics = _train(row, data, places, accelerator)
     member = checkpoint.load(folder)
     spec = member.model.input_spec
     price = cost(member.model, (1, spec.channels, spec.num_frames, *spec.size))
@@ -153,8 +160,16 @@ def run(row: Row, places: Places, *, accelerator: str = "cpu") -> Result:
     return result
 
 
-def _train(row: Row, data: Parts, folder: Path, accelerator: str) -> dict[str, float]:
-    """Fit, or go on; the list that the training gets has no test clip."""
+def _train(row: Row, data: Parts, places: Places, accelerator: str) -> tuple[_Spent, dict[str, float]]:
+    """Fit, or go on, if it isn't done; what that took, and numbers of the epoch that was kept."""
+    spent = _Spent(places.work / key(row) / "spent.json")
+    with spent:
+        return spent, _fit(row, data, places, accelerator)
+
+
+def _fit(row: Row, data: Parts, places: Places, accelerator: str) -> dict[str, float]:
+    """The list that the training gets has no test clip."""
+    folder = places.work / key(row)
     table, digests, done = folder / "clips.csv", folder / "data.sha256", folder / "done.json"
     now = content_digest([*data.train, *data.val])
     if digests.is_file() and digests.read_text(encoding="utf-8") != now:
@@ -168,6 +183,7 @@ def _train(row: Row, data: Parts, folder: Path, accelerator: str) -> dict[str, f
     config = replace(
         config,
         data=replace(config.data, root=str(table), format="csv"),
+        optim=replace(config.optim, teachers=tuple(str(places.work / key(teacher)) for teacher in row.teachers())),
         run=replace(config.run, out=str(folder), accelerator=accelerator),
     )
     if config.model.name in peers.FITTED:

@@ -54,6 +54,8 @@ class Trick:
 
     label: str
     changes: dict[str, Any] = field(default_factory=dict)
+    teachers: tuple[Net, ...] = ()
+    """Nets that are followed, each trained before on the same clips by the recipe itself."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,10 @@ class Row:
     def name(self) -> str:
         """As ``--only`` matches it: task/share/net/recipe/seed."""
         return f"{self.task.name}/{self.share}/{self.net.label}/{self.trick.label}/{self.seed}"
+
+    def teachers(self) -> list[Row]:
+        """The trainings whose models this one follows."""
+        return [dataclasses.replace(self, net=net, trick=Trick("light")) for net in self.trick.teachers]
 
     def config(self) -> TrainConfig:
         """The training, without the places of files."""
@@ -382,6 +388,8 @@ TABLES = {
                 Trick("batches of 8", {"optim.batch_size": 8}),
                 Trick("weight decay 0.2", {"optim.weight_decay": 0.2}),
                 Trick("larger crops only", {"augment.area": [0.85, 1.0]}),
+                Trick("distilled from C3D + TRG", teachers=(C3D_TRG,)),
+                Trick("distilled from C3D + TRG and from itself", teachers=(C3D_TRG, SMALL)),
             ),
             choice=True,
         ),

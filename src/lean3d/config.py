@@ -180,6 +180,10 @@ class OptimConfig:
     """Decay of the moving average of weights that is validated and saved (0: none)."""
     precise_bn: int = 0
     """Batches with which BN's statistics are taken anew before each validation (0: none)."""
+    teachers: tuple[str, ...] = ()
+    """Runs (or model files) of the same classes and clips whose mean scores the model follows, too: distillation."""
+    teachers_share: float = 0.5
+    """Share of the loss that is the distance from the teachers; the rest is that from the labels."""
 
 
 @dataclass(frozen=True)

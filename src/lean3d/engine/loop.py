@@ -36,6 +36,7 @@ from lean3d.data.loader import Batch, test_loader, train_loader
 from lean3d.data.manifest import Manifest, read_manifest
 from lean3d.data.transforms import Appearance, BatchMix, normalize
 from lean3d.engine import setup
+from lean3d.engine.distill import Teachers
 from lean3d.engine.distributed import convert_sync_batchnorm, gather, load_optimizer, load_spread, shard, whole
 from lean3d.engine.logging import (
     METRICS_FILE,
@@ -211,6 +212,8 @@ class _Training:
 
         self.model = (convert_sync_batchnorm(model) if self.world > 1 else model).to(fabric.device)
         self.average = WeightAverage(self.model, config.optim.ema) if config.optim.ema > 0 else None
+        teachers = config.optim.teachers
+        self.teachers = Teachers(teachers, self.spec, self.classes, fabric.device) if teachers else None
         self.wrapped: Any = None
         self.spread = self.world > 1 and config.run.strategy == "fsdp"
         if self.spread:
@@ -299,7 +302,7 @@ class _Training:
             last = part == optim.accumulate - 1
             waits = contextlib.nullcontext() if last or self.world == 1 else self.fabric.no_backward_sync(self.wrapped)
             with waits:
-                loss = F.cross_entropy(self.wrapped(mixed), targets, label_smoothing=optim.label_smoothing)
+                loss = self._loss(self.wrapped(mixed), targets, mixed)
                 self.fabric.backward(loss / optim.accumulate)
             total += loss.detach() / optim.accumulate
         if optim.clip_norm:
@@ -309,6 +312,16 @@ class _Training:
         if self.average:
             self.average.update(self.model, self.step)
         return total
+
+    def _loss(self, scores: Tensor, targets: Tensor, clips: Tensor) -> Tensor:
+        """How far the scores of clips are from their labels, and from what the teachers say."""
+        optim = self.config.optim
+        loss = F.cross_entropy(scores, targets, label_smoothing=optim.label_smoothing)
+        if self.teachers is None:
+            return loss
+        with self.fabric.autocast():
+            distance = self.teachers.loss(scores, clips)
+        return (1 - optim.teachers_share) * loss + optim.teachers_share * distance
 
     def _clips(self, batch: Batch, epoch: int) -> Tensor:
         """A batch's clips on the device, as they are trained on: uint8 (N, C, T, h, w)."""

@@ -140,6 +140,8 @@ def check(config: TrainConfig, world: int) -> None:
         raise ConfigError(f"--optim.lr must be above 0, got {optim.lr}")
     if not 0 <= optim.label_smoothing < 1:
         raise ConfigError(f"--optim.label-smoothing must be at least 0 and less than 1, got {optim.label_smoothing}")
+    if not 0 < optim.teachers_share <= 1:
+        raise ConfigError(f"--optim.teachers-share must be above 0 and at most 1, got {optim.teachers_share}")
     if run.strategy == "fsdp" and init.train != "all":
         raise ConfigError(
             f"--run.strategy fsdp trains whole models only, got --init.train {init.train}; type --run.strategy ddp"
