@@ -32,7 +32,7 @@ from rich.table import Table as Shown
 from studies import EPOCHS, TABLES, X3D_S, Row, Table, multiplications, width_of
 from tasks import VAL_SHARE, Places, default_clips
 
-from lean3d.errors import ConfigError, DataError, did_you_mean
+from lean3d.errors import CheckpointError, ConfigError, DataError, did_you_mean
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,7 +102,7 @@ def _run(wanted: list[Row], places: Places, store: rows.Store, device: str, cons
             began = time.monotonic()
             try:
                 result = rows.run(row, places, accelerator=device)
-            except (ConfigError, DataError, ReadTwiceError) as error:
+            except (CheckpointError, ConfigError, DataError, ReadTwiceError) as error:
                 passed_over[row.name] = str(error)
                 console.print(f"{row.name}: passed over: {error}", markup=False)
                 continue
