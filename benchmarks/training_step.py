@@ -35,7 +35,7 @@ from lean3d.models.c3d import ShrinkPool
 from lean3d.ops import conv3d, conv3d_reference, native, pool3d, pool3d_reference
 
 Operator = Callable[[Tensor], Tensor]
-NETS = {"c3d_light": (4, 3, 16, 112, 112), "smallbig18": (4, 3, 8, 112, 112)}
+NETS = {"c3d_light": (4, 3, 16, 112, 112), "smallbig18": (4, 3, 8, 112, 112), "x3d_s": (4, 3, 13, 160, 160)}
 
 
 class LiteralPool(nn.Module):
@@ -147,7 +147,12 @@ def compare_operator(name: str, shape: tuple[int, ...], ours: Operator, referenc
 def operators() -> list[tuple[str, tuple[int, ...], Operator, Operator]]:
     """Name, input, ours and the reference."""
     shape = (8, 64, 8, 28, 28)
-    kernels = {"temporal 3x1x1": (3, 1, 1), "depthwise 1x3x3": (1, 3, 3), "pointwise 1x1x1": (1, 1, 1)}
+    kernels = {
+        "temporal 3x1x1": (3, 1, 1),
+        "depthwise 1x3x3": (1, 3, 3),
+        "depthwise 3x3x3": (3, 3, 3),
+        "pointwise 1x1x1": (1, 1, 1),
+    }
     rows: list[tuple[str, tuple[int, ...], Operator, Operator]] = []
     for name, kernel in kernels.items():
         groups = 64 if name.startswith("depthwise") else 1

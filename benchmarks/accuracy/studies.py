@@ -362,7 +362,7 @@ TABLES = {
             "Against what a user would pick, trained from scratch alike",
             PEERS,
             ("digit", "color", "letter"),
-            (25,),
+            (25, 100),
         ),
         Table("peers-fight", "The same on surveillance video", PEERS, ("fight",)),
         Table(
