@@ -275,7 +275,7 @@ TABLES = {
             "Learning rates, on val: each net of the tables gets the one that is best for its kind",
             (
                 *(C3D, C3D_TRG, C3D_LIGHT, SLOWFAST, SLOWFAST_LIGHT, SMALL, SMALL_PLAIN, SMALL_BESIDE),
-                *(SMALLBIG_50, SMALLBIG_23, SMALLBIG_18, R2PLUS1D_18),
+                *(SMALLBIG_50, SMALLBIG_23, SMALLBIG_18, R2PLUS1D_18, X3D_S, MOVINET_A0),
             ),
             ("motion-plain", "digit"),
             (25,),
