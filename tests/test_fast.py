@@ -307,6 +307,15 @@ def test_what_is_not_understood_runs_as_it_is() -> None:
     assert graph.opaque == {"1"}
 
 
+@pytest.mark.parametrize("block", ["-, TxHxW, -", "-, Tx1x1, -", "3x3x3, 5x5x5, TxHxW"])
+def test_every_way_to_compute_a_big_view_of_any_window(block: str, kernels: bool) -> None:
+    """Choosing runs all of them: a view of whole axes has fewer places than what it is added to."""
+    model = seeded(create_model("smallbig23", width=0.125, num_classes=5, num_frames=4, block=block))
+    for size in ((33, 32), (64, 48)):
+        clip = torch.randn(1, 3, 4, *size)
+        assert error(quick(model, clip)(clip), in_float64(model, clip)) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["smallbig18", "c3d_light", "tsm_r50"])
 @pytest.mark.parametrize("form", ["windowed", "causal"])
 def test_forms_for_streams(name: str, form: str, kernels: bool) -> None:

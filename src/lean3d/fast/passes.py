@@ -309,7 +309,14 @@ def _small_big_parts(op: SmallBig) -> list[Op]:
     conv = (op.stride, op.padding, 1)
     if not residual:
         parts.append(Conv([pooled], [big], op.big_weight, op.bias, *conv, sources=op.sources))
-        parts.append(Conv([x, big], op.outputs, op.weight, None, *conv, op.relu, sources=op.sources))
+        if big.shape[3:] == op.output.shape[3:]:  # one frame for all frames is added by the convolution, too
+            parts.append(Conv([x, big], op.outputs, op.weight, None, *conv, op.relu, sources=op.sources))
+            return parts
+        small, both = Value(op.output.shape, x.dtype), Value(op.output.shape, x.dtype) if op.relu else op.output
+        parts.append(Conv([x], [small], op.weight, None, *conv, sources=op.sources))
+        parts.append(Elementwise([small, big], [both], "add", sources=op.sources))
+        if op.relu:
+            parts.append(Elementwise([both], op.outputs, "relu", sources=op.sources))
         return parts
     if big.shape == op.output.shape:
         half = Value(op.output.shape, x.dtype)
