@@ -107,8 +107,9 @@ def run(row: Row, places: Places, *, accelerator: str = "cpu") -> Result:
     Raises:
         Interrupted: A signal came; called again, it goes on.
         ReadTwiceError: Its test clips were read before by other weights.
-        DataError: The clips are not there, or have changed since the row began.
+        DataError: The clips are not there, or have changed since the row began; another process trains its teacher.
         ConfigError: The net comes from a package that is not there.
+        CheckpointError: What it or its teacher left when it was stopped can't be read.
     """
     store = Store(places.results)
     data = parts(row.task, row.share, row.seed, places)

@@ -306,7 +306,10 @@ def run(
     first = members[0]
     classes, recipe = first.classes, first.recipe
     for member in members[1:]:
-        _check_same_classes(first, member)
+        if differences := class_differences(classes, member.classes):
+            raise ConfigError(
+                f"an ensemble needs models of the same classes: against {first.path}, {member.path} {differences}"
+            )
     views = views or (recipe.test if recipe else ViewsConfig())
     config, manifest, split, clips = clips_to_test(first, data or {}, split)
 
@@ -486,20 +489,15 @@ def _relabel(clips: Sequence[Clip], classes: Sequence[str], known: Sequence[str]
     return tuple(dataclasses.replace(clip, label=place.get(clip.label, -1)) for clip in clips)
 
 
-def _check_same_classes(first: checkpoints.Checkpoint, other: checkpoints.Checkpoint) -> None:
-    """Refuse an ensemble of models whose scores are of different things."""
-    lacks = [name for name in first.classes if name not in other.classes]
-    more = [name for name in other.classes if name not in first.classes]
-    if lacks or more:
-        differences = [
-            f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-            for what, names in (("lacks", lacks), ("has", more))
-            if names
-        ]
-        raise ConfigError(
-            f"an ensemble needs models of the same classes: against {first.path}, {other.path} "
-            f"{' and '.join(differences)}"
-        )
+def class_differences(classes: Sequence[str], others: Sequence[str]) -> str:
+    """What the others lack and have, as "lacks a, b and has c"; empty where they are the same, in any order."""
+    lacks = [name for name in classes if name not in others]
+    more = [name for name in others if name not in classes]
+    return " and ".join(
+        f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for what, names in (("lacks", lacks), ("has", more))
+        if names
+    )
 
 
 def describe_checkpoint(member: checkpoints.Checkpoint) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from lean3d import checkpoint
 from lean3d.config import InputSpec
 from lean3d.errors import ConfigError
+from lean3d.evaluate import class_differences
 
 TEMPERATURE = 2.0
 """By which the scores of both are divided, so that what a teacher holds for less likely counts too."""
@@ -38,11 +39,10 @@ class Teachers:
         self.members = []
         for path in paths:
             found = checkpoint.load(path)
-            if set(found.classes) != set(classes):
-                odd = sorted(set(found.classes) ^ set(classes))[:5]
+            if differences := class_differences(classes, found.classes):
                 raise ConfigError(
-                    f"--optim.teachers {path} knows other classes than the training has: {', '.join(odd)} only one of "
-                    "them knows. Train it on the same clips"
+                    f"--optim.teachers {path} must know the training's classes: it {differences}. Train it on the same "
+                    "clips"
                 )
             if found.model.input_spec != spec:
                 raise ConfigError(
