@@ -181,6 +181,14 @@ def test_dry_run_shows_the_plan_and_writes_nothing(lean3d, clips, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_names_teachers_and_refuses_one_that_does_not_fit(lean3d, clips, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = lean3d("train", clips, *TINY, "--optim.teachers", run, "nowhere", "--dry-run")
+    assert done.status == 0 and f"{run.name}, nowhere (missing); 0.5 of the loss" in done.words
+    done = lean3d("train", clips, *TINY, "--model.num-frames", "8", "--optim.teachers", run, "--dry-run")
+    assert done.status and "takes other clips than the model" in done.words
+
+
 def test_dry_run_without_data_shows_all_but_the_counts(lean3d, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = lean3d("train", "k400-smallbig50", "--dry-run", "--init.weights", "r50.pth")

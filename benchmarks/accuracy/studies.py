@@ -234,6 +234,7 @@ X3D_S = Net("X3D-S", "x3d_s", width=1.0)
 R2PLUS1D_18 = Net("R(2+1)D-18", "r2plus1d_18", lr=1e-3)
 MOVINET_A0 = Net("MoViNet-A0, clips of twice the size", "movinet_a0", width=1.0, scale=2)  # the least that it takes
 LINEAR = Net("linear on pixels", "linear_pixels", width=1.0)
+LINEAR_SQUARE = Net("linear on pixels of 48 x 48", "linear_pixels", {"places": 144}, width=1.0)
 PEERS = (
     SMALL_NARROW,
     SMALL,
@@ -309,6 +310,13 @@ TABLES = {
             "2. TRG on and off, at each place",
             (SMALL_PLAIN, SMALL, SMALL_BESIDE, *TRG_PLACES),
             ("digit", "motion-plain"),
+            (25,),
+        ),
+        Table(
+            "motions",
+            "1., 2., 4. The generated motions at three difficulties",
+            (C3D, C3D_TRG, C3D_LIGHT, SMALL, SMALL_PLAIN, SLOW_18, SMALLBIG_18, LINEAR_SQUARE),
+            ("motion-plain", "motion-distracting", "motion-degraded"),
             (25,),
         ),
         Table(

@@ -32,6 +32,7 @@ def plan(config: TrainConfig) -> None:
     from lean3d.data.manifest import read_manifest
     from lean3d.data.transforms import TestTransform, TrainTransform
     from lean3d.engine import setup
+    from lean3d.engine.distill import Teachers
     from lean3d.models import model_arguments, model_from_config
     from lean3d.models.cost import cost
 
@@ -47,6 +48,9 @@ def plan(config: TrainConfig) -> None:
     setup.check(config, config.run.devices * config.run.num_nodes)
     price, spec = cost(model), model.input_spec
     TestTransform(spec, test.num_crops, test.crop_area)  # refuses what can't be
+    if manifest is not None:
+        there = [path for path in optim.teachers if Path(path).exists()]
+        Teachers(there, spec, manifest.classes, torch.device("cpu"))
     flips = _flips(config.augment)
     if manifest is not None:
         exchanged = TrainTransform(config.augment, spec, manifest.classes).labels_flipped
@@ -72,6 +76,8 @@ def plan(config: TrainConfig) -> None:
     table.add_row("clip", _clip(spec, data.sampling))
     table.add_row("augment", _augment(config.augment, flips))
     table.add_row("optimizer", _optimizer(optim))
+    if optim.teachers:
+        table.add_row("teachers", f"{', '.join(map(_file, optim.teachers))}; {optim.teachers_share:g} of the loss")
     steps = None
     if manifest is not None:
         labelled = sum(clip.label >= 0 for clip in manifest.select("train"))
@@ -124,15 +130,16 @@ def _counts(manifest: Manifest) -> Table:
 
 
 def _start(init: InitConfig) -> str:
-    if init.weights is None:
-        start = "fresh weights"
-    else:
-        start = escape(init.weights) + ("" if Path(init.weights).exists() else " [red](missing)[/red]")
+    start = "fresh weights" if init.weights is None else _file(init.weights)
     if init.train == "head":
         return f"{start}; the classifier alone learns"
     if init.train == "staged":
         return f"{start}; the classifier learns first, one stage more every {init.stage_epochs} epochs"
     return start
+
+
+def _file(path: str) -> str:
+    return escape(path) + ("" if Path(path).exists() else " [red](missing)[/red]")
 
 
 def _clip(spec: InputSpec, sampling: str) -> str:
@@ -157,6 +164,8 @@ def _augment(augment: AugmentConfig, flips: str) -> str:
     }[augment.crop]
     parts = [crops, flips]
     for value, words in (
+        (augment.speed, "faster or slower by up to"),
+        (augment.time_shift, "earlier or later by up to"),
         (augment.color_jitter, "colour jitter"),
         (augment.rand_augment, "RandAugment operations"),
         (augment.erasing, "erasing"),
