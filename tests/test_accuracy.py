@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import signal
@@ -403,6 +404,22 @@ def test_the_page_says_what_the_results_say(tmp_path):
     forged.write_text(forged.read_text().replace('"top1": 0.8, "videos"', '"top1": 0.9, "videos"'))
     with pytest.raises(DataError, match="does not vouch"):
         tables.main(["--results", str(tmp_path), "--page", str(page)], [table])
+
+
+def test_peers_are_shown_side_by_side_at_the_share_that_most_were_run_on(tmp_path):
+    nets = (studies.SMALL, studies.R2PLUS1D_18)
+    table = dataclasses.replace(studies.TABLES["peers"], nets=nets, tasks=("digit", "color"), shares=(25, 100))
+    here = [row for row in table.rows() if row.share == 25 or row.net == studies.SMALL]
+    kept = {rows.key(row): row for row in here}
+    top1 = {(net.label, task): 0.1 * (1 + i) for i, (net, task) in enumerate(itertools.product(nets, table.tasks))}
+    results = {
+        name: {"test": {"top1": top1[row.net.label, row.task.name] + (row.share == 100)}} for name, row in kept.items()
+    }
+    page = tables._against_peers(tables.Kept(results, {}), [table], tmp_path / "images")
+    assert "| net | ms | digit, 25 % | color, 25 % |" in page
+    assert "| recipe's net | - | 0.100 ± 0.000 | 0.200 ± 0.000 |" in page
+    assert "| R(2+1)D-18 | - | 0.300 ± 0.000 | 0.400 ± 0.000 |" in page
+    assert (tmp_path / "images" / "accuracy-against-peers.png").stat().st_size > 5000
 
 
 def test_what_is_kept_is_vouched_for():

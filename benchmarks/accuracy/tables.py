@@ -20,7 +20,9 @@ import rows
 import run
 import seconds
 import studies
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from probes import PROBES
 from studies import TABLES, Net, Row, Table
 from tasks import Places
@@ -46,6 +48,9 @@ PAIRS = (
     ("SlowFast", "light SlowFast + TRG", 2.3, 3.6, 6.3),
 )
 """Heavy net, light net, and the paper's claim: times fewer weights, times less work, points of top-1."""
+
+PEERS = ("peers", "peers-fight")
+"""Tables whose tasks are shown side by side."""
 
 Result = rows.Result
 Lines = list[str]
@@ -96,6 +101,7 @@ def page_part(kept: Kept, pictures: Path, tables: Collection[Table] = TABLES.val
                 f"| `{table.name}` | {table.question} | {len(wanted)} | {len(done)} | "
                 f"{run.hours(left, kept.results):.0f} |"
             )
+    parts = [*_against_peers(kept, tables, pictures), *parts]
     claims = _claims(kept, tables)
     if claims:
         parts = ["### The paper's claims, as far as there are rows", "", *claims, "", *parts]
@@ -236,16 +242,77 @@ def _picture(
             spread = [statistics.stdev(points[x]) if len(points[x]) > 1 else 0.0 for x in xs]
             marker = "osD^vPX*"[number // 10 % 8]
             axes.errorbar(xs, means, spread, label=net.label, marker=marker, capsize=3, color=f"C{number % 10}")
-        axes.set_xscale("log")
-        axes.set_xlabel(label)
-        axes.set_ylabel("top-1, test")
-        axes.grid(alpha=0.3)
+        axes.set(xlabel=label, ylabel="top-1, test")
+        _logarithmic(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
     folder.mkdir(parents=True, exist_ok=True)
     name = f"accuracy-{table.name}-{task}.png"
     figure.savefig(folder / name, dpi=80, metadata={"Software": None})
     return f"{folder.name}/{name}"
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Plain numbers, few enough that they don't lie over each other."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+
+
+# ---- what a user would pick
+
+
+def _against_peers(kept: Kept, tables: Iterable[Table], folder: Path) -> Lines:
+    """All tasks side by side, at the share of the clips that most nets were run on: accuracy, milliseconds."""
+    wanted = [row for table in tables if table.name in PEERS for row in table.rows()]
+    done = [(row, result) for row in wanted if (result := kept.of(row)) is not None]
+    labels = list(dict.fromkeys(row.net.label for row, _ in done))
+    by_task: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row, _ in done:
+        by_task[row.task.name][row.share].add(row.net.label)
+    places = [(task, max(shares, key=lambda share: len(shares[share]))) for task, shares in by_task.items()]
+    if len(labels) < 2:
+        return []
+    ms = {row.net.label: kept.milliseconds.get(seconds.net_key(seconds.rows_model(row))) for row, _ in done}
+    figure = Figure(figsize=(3.4 * len(places), 3.8), layout="constrained")
+    top1: dict[str, Lines] = {label: [] for label in labels}
+    for number, (task, share) in enumerate(places, 1):
+        axes = figure.add_subplot(1, len(places), number)
+        for color, label in enumerate(labels):
+            found = [
+                r["test"]["top1"]
+                for row, r in done
+                if (row.task.name, row.share) == (task, share) and row.net.label == label
+            ]
+            top1[label].append(_cell(found))
+            if found and ms[label]:
+                spread = statistics.stdev(found) if len(found) > 1 else 0.0
+                axes.errorbar(
+                    [ms[label]],
+                    [statistics.mean(found)],
+                    [spread],
+                    label=label,
+                    marker="o",
+                    capsize=3,
+                    color=f"C{color}",
+                )
+        axes.set(xlabel="ms a clip, lean3d.fast", ylim=(0, 1), title=f"{task}, {share} % of the clips")
+        _logarithmic(axes)
+    figure.axes[0].set_ylabel("top-1, test")
+    handles = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / "accuracy-against-peers.png", dpi=80, metadata={"Software": None})
+    heads = ["net", "ms", *(f"{task}, {share} %" for task, share in places)]
+    lines = [[label, "-" if ms[label] is None else f"{ms[label]:.2f}", *top1[label]] for label in labels]
+    title = "What a user would pick: all tasks side by side"
+    picture = f"![{title}: accuracy over milliseconds]({folder.name}/accuracy-against-peers.png)"
+    return [f"### {title}", "", *_markdown(heads, lines), picture, ""]
 
 
 # ---- variants to choose from, and claims
