@@ -203,7 +203,9 @@ TRG_PLACES = tuple(
     for place in ("stage2", "stage3", "stage4", "stage5", "blocks")
     for mode, how in (("replace", ""), ("beside", ", beside"))
 )
-SMALL_LATER = next(net for net in TRG_PLACES if net.options["trg"] == "stage3" and net.options["trg_mode"] == "replace")
+SMALL_LATER = tuple(
+    net for net in TRG_PLACES if net.options["trg"] in ("stage2", "stage3") and net.options["trg_mode"] == "replace"
+)
 BIG_VIEWS = tuple(
     Net(f"recipe's net{without}, big view in {step}", "c3d_light", {**_SMALL, **trg, "big_view": step}, lr=_FAST)
     for without, trg in (("", {}), (" without TRG", {"trg": "none"}))
@@ -316,7 +318,7 @@ TABLES = {
         Table(
             "motions",
             "1., 2., 4. The generated motions at three difficulties",
-            (C3D, C3D_TRG, C3D_LIGHT, SMALL, SMALL_LATER, SMALL_PLAIN, SLOW_18, SMALLBIG_18, LINEAR_SQUARE),
+            (C3D, C3D_TRG, C3D_LIGHT, SMALL, *SMALL_LATER, SMALL_PLAIN, SLOW_18, SMALLBIG_18, LINEAR_SQUARE),
             ("motion-plain", "motion-distracting", "motion-degraded"),
             (25,),
         ),
