@@ -155,13 +155,20 @@ def _answers(table: Table, done: Sequence[tuple[Row, Result]], kept: Kept, pictu
 
 def _price(one: tuple[Row, Result], kept: Kept) -> list[str]:
     row, result = one
-    ms = kept.milliseconds.get(seconds.net_key(seconds.rows_model(row)))
     return [
         f"{studies.width_of(row.net):g}",
         f"{result['weights'] / 1e6:.3f}",
         f"{result['multiplications'] / 1e9:.3f}",
-        "-" if ms is None else f"{ms:.2f}",
+        _ms(_milliseconds(row, kept)),
     ]
+
+
+def _milliseconds(row: Row, kept: Kept) -> float | None:
+    return kept.milliseconds.get(seconds.net_key(seconds.rows_model(row)))
+
+
+def _ms(measured: float | None) -> str:
+    return "-" if measured is None else f"{measured:.2f}"
 
 
 def _relies_on(nets: Sequence[Net], here: Sequence[tuple[Row, Result]], share: int) -> Lines:
@@ -237,17 +244,26 @@ def _picture(
             for row, result in here:
                 if row.net == net and (label == "training clips" or row.share == max(shares)):
                     points[across(row, result)].append(result["test"]["top1"])
-            xs = sorted(points)
-            means = [statistics.mean(points[x]) for x in xs]
-            spread = [statistics.stdev(points[x]) if len(points[x]) > 1 else 0.0 for x in xs]
-            marker = "osD^vPX*"[number // 10 % 8]
-            axes.errorbar(xs, means, spread, label=net.label, marker=marker, capsize=3, color=f"C{number % 10}")
+            _points(axes, points, net.label, number)
         axes.set(xlabel=label, ylabel="top-1, test")
         _logarithmic(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+    return _keep(figure, folder, f"accuracy-{table.name}-{task}.png")
+
+
+def _points(axes: Axes, points: dict[float, list[float]], label: str, number: int) -> None:
+    """A net's means and spreads over x; its color and marker are those of its number."""
+    xs = sorted(points)
+    means = [statistics.mean(points[x]) for x in xs]
+    spread = [statistics.stdev(points[x]) if len(points[x]) > 1 else 0.0 for x in xs]
+    marker = "osD^vPX*"[number // 10 % 8]
+    axes.errorbar(xs, means, spread, label=label, marker=marker, capsize=3, color=f"C{number % 10}")
+
+
+def _keep(figure: Figure, folder: Path, name: str) -> str:
+    """Write a picture; a path from the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"accuracy-{table.name}-{task}.png"
     figure.savefig(folder / name, dpi=80, metadata={"Software": None})
     return f"{folder.name}/{name}"
 
@@ -267,38 +283,24 @@ def _logarithmic(axes: Axes) -> None:
 
 def _against_peers(kept: Kept, tables: Iterable[Table], folder: Path) -> Lines:
     """All tasks side by side, at the share of the clips that most nets were run on: accuracy, milliseconds."""
-    wanted = [row for table in tables if table.name in PEERS for row in table.rows()]
-    done = [(row, result) for row in wanted if (result := kept.of(row)) is not None]
-    labels = list(dict.fromkeys(row.net.label for row, _ in done))
-    by_task: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for row, _ in done:
-        by_task[row.task.name][row.share].add(row.net.label)
-    places = [(task, max(shares, key=lambda share: len(shares[share]))) for task, shares in by_task.items()]
-    if len(labels) < 2:
+    top1: dict[tuple[str, str, int], list[float]] = defaultdict(list)
+    ms: dict[str, float | None] = {}
+    nets_at: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in (row for table in tables if table.name in PEERS for row in table.rows()):
+        if (result := kept.of(row)) is not None:
+            label, task, share = row.net.label, row.task.name, row.share
+            top1[label, task, share].append(result["test"]["top1"])
+            nets_at[task][share].add(label)
+            ms[label] = _milliseconds(row, kept)
+    if len(ms) < 2:
         return []
-    ms = {row.net.label: kept.milliseconds.get(seconds.net_key(seconds.rows_model(row))) for row, _ in done}
+    places = [(task, max(shares, key=lambda share: len(shares[share]))) for task, shares in nets_at.items()]
     figure = Figure(figsize=(3.4 * len(places), 3.8), layout="constrained")
-    top1: dict[str, Lines] = {label: [] for label in labels}
-    for number, (task, share) in enumerate(places, 1):
-        axes = figure.add_subplot(1, len(places), number)
-        for color, label in enumerate(labels):
-            found = [
-                r["test"]["top1"]
-                for row, r in done
-                if (row.task.name, row.share) == (task, share) and row.net.label == label
-            ]
-            top1[label].append(_cell(found))
-            if found and ms[label]:
-                spread = statistics.stdev(found) if len(found) > 1 else 0.0
-                axes.errorbar(
-                    [ms[label]],
-                    [statistics.mean(found)],
-                    [spread],
-                    label=label,
-                    marker="o",
-                    capsize=3,
-                    color=f"C{color}",
-                )
+    for column, (task, share) in enumerate(places, 1):
+        axes = figure.add_subplot(1, len(places), column)
+        for number, (label, across) in enumerate(ms.items()):
+            if across is not None and (label, task, share) in top1:
+                _points(axes, {across: top1[label, task, share]}, label, number)
         axes.set(xlabel="ms a clip, lean3d.fast", ylim=(0, 1), title=f"{task}, {share} % of the clips")
         _logarithmic(axes)
     figure.axes[0].set_ylabel("top-1, test")
@@ -306,12 +308,13 @@ def _against_peers(kept: Kept, tables: Iterable[Table], folder: Path) -> Lines:
         label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize="small")
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "accuracy-against-peers.png", dpi=80, metadata={"Software": None})
     heads = ["net", "ms", *(f"{task}, {share} %" for task, share in places)]
-    lines = [[label, "-" if ms[label] is None else f"{ms[label]:.2f}", *top1[label]] for label in labels]
+    lines = [
+        [label, _ms(across), *(_cell(top1.get((label, *place), [])) for place in places)]
+        for label, across in ms.items()
+    ]
     title = "What a user would pick: all tasks side by side"
-    picture = f"![{title}: accuracy over milliseconds]({folder.name}/accuracy-against-peers.png)"
+    picture = f"![{title}: accuracy over milliseconds]({_keep(figure, folder, 'accuracy-against-peers.png')})"
     return [f"### {title}", "", *_markdown(heads, lines), picture, ""]
 
 
