@@ -525,7 +525,7 @@ def test_explain() -> None:
     console = Console(width=250, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(compiled.explain())
     console.print(compiled.explain(clip, runs=1))
-    text = console.export_text()
+    text = " ".join(console.export_text().split())  # a caption wraps where the table is narrow
     assert "stages.1.0.units.1.conv" in text
     assert "SmallBig 1x3x3" in text
     assert "tolerance 0.0001" in text
