@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lean3d import checkpoint
 from lean3d.config import ModelConfig, TrainConfig, to_dict
 from lean3d.errors import CheckpointError
-from lean3d.models import VideoNet, create_model
+from lean3d.models import VideoNet, create_model, model_from_spec
 
 CLASSES = ("left", "right", "none")
 
@@ -53,6 +53,20 @@ def test_round_trip_keeps_weights_labels_recipe_and_numbers(model, file):
     ours, theirs = model.state_dict(), loaded.model.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_region_comes_back_and_a_file_from_before_there_were_regions_has_the_whole_frame(tmp_path):
+    region = (0.25, 0.3, 0.75, 0.8)
+    net = create_model("c3d_light", num_classes=3, width=0.125, region=region)
+    file = checkpoint.save_model(tmp_path / "model.safetensors", net, CLASSES, to_dict(TrainConfig()))
+    assert checkpoint.load(file).model.input_spec.region == region
+    assert model_from_spec(json.loads(json.dumps(net.spec))).input_spec == net.input_spec
+
+    def forget(header, tensors):
+        del header["input"]["region"], header["model"]["region"]
+
+    rewrite(file, forget)
+    assert checkpoint.load(file).model.input_spec.region == (0.0, 0.0, 1.0, 1.0)
 
 
 def test_a_checkpoint_has_the_mode_of_any_file(file):

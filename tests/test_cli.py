@@ -181,6 +181,14 @@ def test_dry_run_shows_the_plan_and_writes_nothing(lean3d, clips, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_shows_the_region_and_refuses_one_that_cannot_be(lean3d, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = lean3d("train", clips, *TINY, "--model.region", "0.25", "0", "1", "0.5", "--dry-run")
+    assert "32 x 32 pixels, RGB, from 25% to 100% of the width and 0% to 50% of the height" in done.words
+    done = lean3d("train", clips, *TINY, "--model.region", "0.5", "0", "0.25", "1", "--dry-run")
+    assert done.status and "left before right and top before bottom; got 0.5 0 0.25 1" in done.words
+
+
 def test_dry_run_names_teachers_and_refuses_one_that_does_not_fit(lean3d, clips, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = lean3d("train", clips, *TINY, "--optim.teachers", run, "nowhere", "--dry-run")

@@ -63,7 +63,16 @@ def test_text_that_is_not_json_is_refused():
 
 @pytest.mark.parametrize(
     "values",
-    [{"num_frames": 0}, {"size": (0, 10)}, {"channels": 2}, {"channels": 1}, {"std": (0.0, 1.0, 1.0)}],
+    [
+        {"num_frames": 0},
+        {"size": (0, 10)},
+        {"channels": 2},
+        {"channels": 1},
+        {"std": (0.0, 1.0, 1.0)},
+        {"region": (0.5, 0.0, 0.5, 1.0)},
+        {"region": (0.0, 0.0, 1.0, 56.0)},
+        {"region": (0.0, float("nan"), 1.0, 1.0)},
+    ],
 )
 def test_an_input_spec_that_cannot_be_is_refused(values):
     with pytest.raises(ConfigError):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lean3d.config import AugmentConfig, DataConfig, InputSpec, ViewsConfig
+from lean3d.config import WHOLE_FRAME, AugmentConfig, DataConfig, InputSpec, ViewsConfig
 from lean3d.data import dataset
 from lean3d.data.dataset import (
     BadFile,
@@ -24,7 +24,7 @@ from lean3d.data.dataset import (
 )
 from lean3d.data.manifest import Clip
 from lean3d.data.readers import VideoReader
-from lean3d.data.transforms import TrainTransform
+from lean3d.data.transforms import TrainTransform, _looked_at
 from lean3d.errors import ConfigError, DataError, TooManyBadFilesError
 from video_files import broken_files, moving_frames, write_video
 
@@ -205,28 +205,34 @@ sides = st.integers(8, 2000)
 @given(
     frame=st.tuples(sides, sides),
     target=st.tuples(st.integers(8, 300), st.integers(8, 300)),
+    region=st.sampled_from([WHOLE_FRAME, (0.25, 0.3, 0.75, 0.8), (0.0, 0.0, 1.0, 0.4)]),
     crop=st.sampled_from(["multi_scale", "random_resized", "random", "center"]),
     area=st.floats(0.1, 1.0),
     aspect=st.tuples(st.floats(0.5, 1.0), st.floats(1.0, 2.0)),
     seed=st.integers(0, 100),
 )
-def test_what_the_decoder_shrinks_no_crop_enlarges(frame, target, crop, area, aspect, seed):
+def test_what_the_decoder_shrinks_no_crop_enlarges(frame, target, region, crop, area, aspect, seed):
     augment = AugmentConfig(crop=crop, area=(area, 1.0), aspect=aspect)
-    size = decode_size(frame, target, augment)
+    spec = InputSpec(size=target, region=region)
+    size = decode_size(frame, spec, augment)
     if size is None:
         return
     assert size[0] <= frame[0] and size[1] <= frame[1]
     assert abs(size[0] / frame[0] * frame[1] - size[1]) <= frame[1] / frame[0] + 1, "the frame keeps its shape"
-    draw = TrainTransform(augment, InputSpec(size=target), CLASSES)._draw_box
-    _, _, height, width = draw(*size, torch.Generator().manual_seed(seed))
+    draw = TrainTransform(augment, spec, CLASSES)._draw_box
+    seen = _looked_at(torch.empty(1, *size, 1), region).shape[1:3]
+    _, _, height, width = draw(*seen, torch.Generator().manual_seed(seed))
     assert height >= target[0] - 1 and width >= target[1] - 1  # a pixel for rounding
 
 
 def test_a_large_video_is_decoded_small_and_a_small_one_as_it_is():
-    assert decode_size((1080, 1920), (112, 112)) == (112, 200)
-    assert decode_size((1920, 1080), (112, 112)) == (200, 112)
-    assert decode_size((120, 160), (112, 112)) is None
-    assert decode_size((1080, 1920), (112, 112), AugmentConfig(crop="multi_scale", scales=(1.0, 0.5))) == (224, 399)
+    assert decode_size((1080, 1920), InputSpec(size=(112, 112))) == (112, 200)
+    assert decode_size((1920, 1080), InputSpec(size=(112, 112))) == (200, 112)
+    assert decode_size((120, 160), InputSpec(size=(112, 112))) is None
+    multi_scale = AugmentConfig(crop="multi_scale", scales=(1.0, 0.5))
+    assert decode_size((1080, 1920), InputSpec(size=(112, 112)), multi_scale) == (224, 399)
+    middle = InputSpec(size=(112, 112), region=(0.25, 0.25, 0.75, 0.75))
+    assert decode_size((1080, 1920), middle) == (224, 399)
 
 
 def test_the_log_counts_files_and_stops_at_the_share(tmp_path):
@@ -257,7 +263,7 @@ def test_a_file_is_opened_once_and_checked_once(clips, monkeypatch):
 
 
 def test_kept_frames_are_the_decoded_ones_and_no_file_is_opened_again(clips, monkeypatch):
-    height, width = decode_size((32, 48), SPEC.size, AugmentConfig()) or (32, 48)
+    height, width = decode_size((32, 48), SPEC, AugmentConfig()) or (32, 48)
     video = 24 * height * width * 3  # bytes of one
     plain, kept = train_clips(clips), train_clips(clips, cache_gb=3.5 * video / 1e9)
     opened: list[str] = []

@@ -257,6 +257,21 @@ def test_the_annotated_video_shows_the_frames_and_the_scores_at_their_times(code
     assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
 
 
+def test_the_annotated_video_shows_the_region_that_a_model_looks_at(tmp_path):
+    source = write_video(tmp_path / "dark.mkv", steps(25, 25, length=2, height=240, width=320))
+    found = VideoPrediction(str(source), Prediction((), (), 0.0, 0.1), (Prediction((), (), 0.0, 0.1),))
+    for name, region in (("whole", (0.0, 0.0, 1.0, 1.0)), ("part", (0.25, 0.25, 0.75, 0.5))):
+        write_annotated(source, found, tmp_path / f"{name}.mp4", region=region)
+        with VideoReader(tmp_path / f"{name}.mp4") as reader:
+            bright = reader.get_frames([0])[0].float().mean(-1) > 140
+        rows, columns = bright[:, 100:200].all(1).nonzero().ravel(), bright[70:110].all(0).nonzero().ravel()
+        if name == "whole":
+            assert not bright.any()
+        else:
+            assert rows.tolist() == pytest.approx([60, 120], abs=1)
+            assert columns.tolist() == pytest.approx([80, 239], abs=1)
+
+
 def test_an_annotated_video_is_whole_or_not_there(video, tmp_path):
     found = predictor().predict(video)
     broken = broken_files(tmp_path / "broken")["broken_middle"]

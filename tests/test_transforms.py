@@ -462,3 +462,18 @@ def test_smaller_test_crops_lie_in_the_middle_and_along_the_longer_side(shape):
         assert (middles[2] - middles[0] > 3) == (axis == along)
         reach = crops[1].max() - crops[1].min()
         assert abs(reach / (largest.max() - largest.min()) - 0.9) < 0.06
+
+
+@pytest.mark.parametrize("region", [(0.25, 0.5, 0.75, 1.0), (0.0, 0.0, 1.0, 1.0), (0.99, 0.99, 1.0, 1.0)])
+def test_only_the_region_is_looked_at(region):
+    """As if the frames had been cut to it before; it has a pixel at least."""
+    frames = random_frames(4, 40, 60, 3)
+    left, top, right, bottom = region
+    cut = frames[:, round(40 * top) : round(40 * bottom), round(60 * left) : round(60 * right)]
+    cut = cut if cut.numel() else frames[:, -1:, -1:]
+    spec, whole = InputSpec(num_frames=4, size=(16, 24), region=region), InputSpec(num_frames=4, size=(16, 24))
+    assert torch.equal(TestTransform(spec, 3)(frames), TestTransform(whole, 3)(cut))
+    augment = AugmentConfig()
+    for seed in range(5):
+        clip, _ = TrainTransform(augment, spec, ("a", "b"))(frames, 0, seeded(seed))
+        assert torch.equal(clip, TrainTransform(augment, whole, ("a", "b"))(cut, 0, seeded(seed))[0])

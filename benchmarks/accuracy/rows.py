@@ -37,6 +37,7 @@ from lean3d.models import cost
 FORMAT = 3
 """Grows when the same settings would give other results."""
 LATER = {
+    "model": {"region": None},
     "augment": {"speed": 0.0, "time_shift": 0.0},
     "optim": {"teachers": [], "teachers_share": 0.5},
 }

@@ -19,6 +19,11 @@ T = TypeVar("T")
 
 Scalar = Union[bool, int, float, str]
 
+Region = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a frame, as shares of the frame's width and height."""
+
+WHOLE_FRAME: Region = (0.0, 0.0, 1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -30,6 +35,8 @@ class InputSpec:
     """Distance between two sampled frames, in frames of the video."""
     size: tuple[int, int] = (112, 112)
     """Height and width of a frame, in pixels."""
+    region: Region = WHOLE_FRAME
+    """The part of a video's frames that is looked at, before it is cropped and resized."""
     channels: int = 3
     """3: RGB. 1: grey."""
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
@@ -46,6 +53,12 @@ class InputSpec:
             raise ConfigError(f"mean and std need {self.channels} values each, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise ConfigError(f"std must be positive, got {self.std}")
+        left, top, right, bottom = self.region
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ConfigError(
+                "region is left, top, right and bottom as shares of the frame, such as 0.25 0.3 0.75 0.8, with left "
+                f"before right and top before bottom; got {' '.join(f'{side:g}' for side in self.region)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,8 @@ class ModelConfig:
     """Distance between two sampled frames, in frames of the video."""
     size: tuple[int, int] | None = None
     """Height and width of a frame, in pixels."""
+    region: Region | None = None
+    """Only this part of each frame is looked at: LEFT TOP RIGHT BOTTOM, as shares of its width and height."""
     in_channels: int | None = None
     """3: RGB. 1: grey."""
     width: float | None = None

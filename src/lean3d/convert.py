@@ -164,7 +164,11 @@ def _for_clips(model: VideoNet, num_frames: int | None, sampling_rate: int | Non
     arguments = {**spec["arguments"], **({"num_frames": num_frames} if num_frames is not None else {})}
     with torch.device("meta"):
         twin = create_model(
-            spec["name"], size=tuple(spec["size"]), sampling_rate=sampling_rate or spec["sampling_rate"], **arguments
+            spec["name"],
+            size=tuple(spec["size"]),
+            sampling_rate=sampling_rate or spec["sampling_rate"],
+            region=model.input_spec.region,
+            **arguments,
         )
     twin.load_state_dict(model.state_dict(), assign=True)
     return twin.eval()

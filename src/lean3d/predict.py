@@ -23,10 +23,10 @@ from rich.table import Table
 
 from lean3d import checkpoint as checkpoints
 from lean3d import fast as compiler
-from lean3d.config import DataConfig
+from lean3d.config import WHOLE_FRAME, DataConfig, Region
 from lean3d.data.annotations import find_videos
 from lean3d.data.dataset import BadFile, decode_size
-from lean3d.data.drawing import VideoWriter, check_name, draw_scores, drawn_size, score_bars
+from lean3d.data.drawing import VideoWriter, check_name, draw_region, draw_scores, drawn_size, score_bars
 from lean3d.data.readers import ArrayReader, Reader, open_video
 from lean3d.data.sampling import clip_span, view_indices, window_indices
 from lean3d.data.transforms import TestTransform, normalize
@@ -224,7 +224,7 @@ class Predictor:
     def _scores(self, reader: Reader, windows: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Some windows (n, T) at a time, and their probabilities, float64 (n, K)."""
         crop = TestTransform(self.spec, crop_area=self.crop_area)
-        size = decode_size(reader.size, self.spec.size, crop_area=self.crop_area)
+        size = decode_size(reader.size, self.spec, crop_area=self.crop_area)
         ready: dict[int, torch.Tensor] = {}  # frames (C, h, w) that a later window may need again
         for chunk in windows.split(WINDOWS_AT_ONCE):
             wanted = chunk.unique().tolist()
@@ -308,7 +308,7 @@ def run(
                 found = predictor.predict(file, top_k=top_k, stride=stride, progress=watch)
                 if video is not None:
                     out = Path(video) / file.relative_to(path).with_suffix(".mp4") if many else Path(video)
-                    write_annotated(file, found, out, predictor.frame_template)
+                    write_annotated(file, found, out, predictor.frame_template, predictor.spec.region)
             except DecodeError as error:
                 if not many:
                     raise
@@ -321,7 +321,11 @@ def run(
 
 
 def write_annotated(
-    video: str | Path, prediction: VideoPrediction, out: str | Path, frame_template: str = "{:05d}.jpg"
+    video: str | Path,
+    prediction: VideoPrediction,
+    out: str | Path,
+    frame_template: str = "{:05d}.jpg",
+    region: Region = WHOLE_FRAME,
 ) -> None:
     """Write a video as mp4 with the best classes of each moment and their scores drawn on; without its sound.
 
@@ -333,6 +337,7 @@ def write_annotated(
         prediction: What `Predictor.predict` said about it.
         out: The mp4 file; its folder is made where it is missing.
         frame_template: How pictures in a folder are named.
+        region: What the model looks at (its `input_spec.region`); a line is drawn around it.
 
     Raises:
         DecodeError: The video can't be decoded; then no file is left behind.
@@ -353,5 +358,6 @@ def write_annotated(
                     if shown not in captions:
                         clip = prediction.clips[shown]
                         captions = {shown: score_bars(clip.labels[:3], clip.scores[:3], *size)}
+                    draw_region(pixels, region)
                     draw_scores(pixels, captions[shown])
                     writer.write(pixels, times[number])

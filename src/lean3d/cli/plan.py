@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lean3d.cli.show import MANY_CLASSES, out
-from lean3d.config import AugmentConfig, InitConfig, InputSpec, OptimConfig, TrainConfig, to_json
+from lean3d.config import WHOLE_FRAME, AugmentConfig, InitConfig, InputSpec, OptimConfig, TrainConfig, to_json
 from lean3d.errors import ConfigError
 from lean3d.recipes import describe_recipe, list_recipes
 
@@ -148,7 +148,12 @@ def _clip(spec: InputSpec, sampling: str) -> str:
         if sampling == "segments"
         else f"{spec.num_frames} frames, {spec.sampling_rate} apart in the video"
     )
-    return f"{frames}, {spec.size[0]} x {spec.size[1]} pixels, {'grey' if spec.channels == 1 else 'RGB'}"
+    left, top, right, bottom = (f"{side:.0%}" for side in spec.region)
+    part = f", from {left} to {right} of the width and {top} to {bottom} of the height"
+    return (
+        f"{frames}, {spec.size[0]} x {spec.size[1]} pixels, {'grey' if spec.channels == 1 else 'RGB'}"
+        f"{'' if spec.region == WHOLE_FRAME else part}"
+    )
 
 
 def _flips(augment: AugmentConfig) -> str:

@@ -165,7 +165,7 @@ class TrainClips(Dataset[Sample]):
             )
 
         pixels = self._opener.frames(
-            self.table.path(index), choose, lambda size: decode_size(size, spec.size, self.augment), spec.channels
+            self.table.path(index), choose, lambda size: decode_size(size, spec, self.augment), spec.channels
         )
         clip, label = self.transform.place(pixels, self.table.label(index), generator)
         if self.whole:
@@ -228,7 +228,7 @@ class TestClips(Dataset[Sample]):
             ).flatten()
 
         pixels = self._opener.frames(
-            path, choose, lambda size: decode_size(size, spec.size, crop_area=views.crop_area), spec.channels
+            path, choose, lambda size: decode_size(size, spec, crop_area=views.crop_area), spec.channels
         )
         clips = pixels.unflatten(0, (views.num_clips, spec.num_frames))  # (num_clips, T, H, W, C)
         return torch.cat([self.transform(clip) for clip in clips])
@@ -344,26 +344,28 @@ class BadFileLog:
 
 
 def decode_size(
-    frame: tuple[int, int], target: tuple[int, int], augment: AugmentConfig | None = None, *, crop_area: float = 1.0
+    frame: tuple[int, int], spec: InputSpec, augment: AugmentConfig | None = None, *, crop_area: float = 1.0
 ) -> tuple[int, int] | None:
     """The size at which the decoder should hand over frames, so that no pixel is made that the crop throws away.
 
     The frame keeps its shape and shrinks until the smallest crop that can be drawn is as large as the model's input:
     no crop enlarges what the decoder shrank, and a large video costs little more than a small one.
 
-    >>> decode_size((1080, 1920), (112, 112))
+    >>> decode_size((1080, 1920), InputSpec(size=(112, 112)))
     (112, 200)
 
     Args:
         frame: Height and width of the video.
-        target: Height and width of the model's input.
+        spec: Has the size of the model's input, and the region of the frame that it shows.
         augment: The training's crops; None: a test's.
         crop_area: Area of a test's crops, relative to the largest boxes of the input's shape.
 
     Returns:
         Height and width, or None (as they are) where shrinking would save little.
     """
-    height, width = (side / wanted for side, wanted in zip(frame, target, strict=True))  # in inputs, not in pixels
+    left, top, right, bottom = spec.region
+    height = (bottom - top) * frame[0] / spec.size[0]  # of the region, in inputs, not in pixels
+    width = (right - left) * frame[1] / spec.size[1]
     smallest = min(height, width) * math.sqrt(crop_area)
     if augment is not None and augment.crop == "multi_scale":
         smallest *= min(augment.scales)

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lean3d.config import WHOLE_FRAME, Region
 from lean3d.errors import ConfigError
 
 TICKS = 60000
@@ -93,6 +94,22 @@ def drawn_size(size: tuple[int, int]) -> tuple[int, int]:
     """Height and width for a video to draw on: a small one is enlarged so that text is readable; even numbers."""
     enlarge = max(1, round(320 / max(size)))
     return max(2, size[0] * enlarge // 2 * 2), max(2, size[1] * enlarge // 2 * 2)
+
+
+def draw_region(pixels: np.ndarray, region: Region) -> None:
+    """Draw a white line around the part of a frame that a model looks at, in place; none around the whole frame.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        region: See `lean3d.config.Region`.
+    """
+    if region == WHOLE_FRAME:
+        return
+    height, width = pixels.shape[:2]
+    left, right = (round(side * (width - 1)) for side in region[::2])
+    top, bottom = (round(side * (height - 1)) for side in region[1::2])
+    pixels[[top, bottom], left : right + 1] = 255
+    pixels[top : bottom + 1, [left, right]] = 255
 
 
 def draw_scores(pixels: np.ndarray, bars: np.ndarray, bottom: int | None = None) -> None:

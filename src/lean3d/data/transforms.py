@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from lean3d.config import AugmentConfig, InputSpec
+from lean3d.config import AugmentConfig, InputSpec, Region
 from lean3d.data.clip_ops import RandAugment, adjust_colour, erase, integer, uniform
 from lean3d.errors import ConfigError, did_you_mean
 
@@ -63,8 +63,8 @@ class Appearance:
 class TrainTransform:
     """A training clip out of decoded frames: crop and resize, flip, then its `Appearance`.
 
-    Crops (`augment.crop`), where *the largest crop* is the largest box with the shape of the model's input that fits
-    into the frame (no distortion):
+    Frames are, here and in a test, the region of the video's frames that the model looks at. Crops (`augment.crop`),
+    where *the largest crop* is the largest box with the shape of the model's input that fits (no distortion):
 
     - ``multi_scale``: the largest crop times one of `scales`, for height and width apart by at most one place in the
       list, in a corner or the centre (Wang et al., TSN, arXiv:1608.00859, section 3.2).
@@ -111,6 +111,7 @@ class TrainTransform:
             ConfigError: The frames have another shape or type.
         """
         _check_frames(frames, self.input_spec)
+        frames = _looked_at(frames, self.input_spec.region)
         box = self._draw_box(frames.shape[1], frames.shape[2], generator)
         clip = _crop_and_resize(frames, box, self.input_spec.size)
         if self.labels_flipped is not None and integer(generator, 2):
@@ -180,6 +181,7 @@ class TestTransform:
             ConfigError: The frames have another shape or type.
         """
         _check_frames(frames, self.input_spec)
+        frames = _looked_at(frames, self.input_spec.region)
         height, width = frames.shape[1:3]
         largest = _largest_crop(height, width, self.input_spec.size)
         box_height, box_width = (max(round(side * math.sqrt(self.crop_area)), 1) for side in largest)
@@ -341,6 +343,16 @@ class BatchMix:
         clips = clips.clone()
         clips[..., top:bottom, left:right] = others[..., top:bottom, left:right]
         return clips, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _looked_at(frames: torch.Tensor, region: Region) -> torch.Tensor:
+    """The region of frames (T, H, W, C), a view; at least one pixel."""
+    left, top, right, bottom = region
+    height, width = frames.shape[1:3]
+    first_row, first_column = min(round(top * height), height - 1), min(round(left * width), width - 1)
+    rows = slice(first_row, max(round(bottom * height), first_row + 1))
+    columns = slice(first_column, max(round(right * width), first_column + 1))
+    return frames[:, rows, columns]
 
 
 def _crop_and_resize(frames: torch.Tensor, box: Box, size: tuple[int, int]) -> torch.Tensor:

@@ -48,7 +48,7 @@ class Teachers:
                 raise ConfigError(
                     f"--optim.teachers {path} takes other clips than the model: {found.model.input_spec}, the model "
                     f"{spec}. Train one of them with the other's --model.num-frames, --model.sampling-rate, "
-                    "--model.size and --model.in-channels"
+                    "--model.size, --model.region and --model.in-channels"
                 )
             order = torch.tensor([found.classes.index(name) for name in classes], device=device)
             self.members.append((found.model.to(device).requires_grad_(False), order))

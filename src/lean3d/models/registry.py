@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lean3d.blocks import Streaming
-from lean3d.config import InputSpec, ModelConfig
+from lean3d.config import WHOLE_FRAME, InputSpec, ModelConfig, Region
 from lean3d.errors import ConfigError, UnknownModelError, did_you_mean
 from lean3d.models.streaming import NetStream, limit_time
 
@@ -119,6 +119,7 @@ def create_model(
     *,
     size: int | tuple[int, int] | None = None,
     sampling_rate: int | None = None,
+    region: Region | None = None,
     **arguments: Any,
 ) -> VideoNet:
     """Build a model of the zoo with fresh weights.
@@ -127,6 +128,7 @@ def create_model(
         name: a name from `list_models()`.
         size: height and width of the clips it will get (one number for both); any other size still works.
         sampling_rate: distance of the frames of the clips it will get.
+        region: the part of a video's frames that it will see, see `InputSpec` (default: all).
         arguments: the model's own: num_classes, num_frames, in_channels, width, dropout, ...; and two for nets that
             run on streams, with parameters of the same names and shapes. windowed: what is taken over the whole clip
             is taken, at each time, over the last num_frames frames. causal: that, and no frame sees a later one
@@ -140,9 +142,8 @@ def create_model(
     accepted = model_arguments(name)
     for argument in arguments:
         if argument not in accepted:
-            raise ConfigError(
-                f"{name} has no argument {argument!r}: {did_you_mean(argument, [*accepted, 'size', 'sampling_rate'])}"
-            )
+            known = [*accepted, "size", "sampling_rate", "region"]
+            raise ConfigError(f"{name} has no argument {argument!r}: {did_you_mean(argument, known)}")
     arguments = {**accepted, **arguments}
     model = entry.build(**{key: value for key, value in arguments.items() if key not in _TIME_FORMS})
     height, width = (size, size) if isinstance(size, int) else size or entry.size
@@ -151,6 +152,7 @@ def create_model(
         num_frames=arguments["num_frames"],
         sampling_rate=sampling_rate or entry.sampling_rate,
         size=(height, width),
+        region=region or WHOLE_FRAME,
         channels=channels,
         mean=(0.45,) * channels,
         std=(0.225,) * channels,
@@ -160,6 +162,7 @@ def create_model(
         "arguments": arguments,
         "size": [height, width],
         "sampling_rate": model.input_spec.sampling_rate,
+        "region": list(model.input_spec.region),
     }
     if arguments["windowed"] or arguments["causal"]:
         limit_time(model, causal=arguments["causal"])
@@ -169,8 +172,17 @@ def create_model(
 def model_from_spec(spec: dict[str, Any]) -> VideoNet:
     """The model that `model.spec` was taken from, with fresh weights."""
     return create_model(
-        spec["name"], size=tuple(spec["size"]), sampling_rate=spec["sampling_rate"], **spec["arguments"]
+        spec["name"],
+        size=tuple(spec["size"]),
+        sampling_rate=spec["sampling_rate"],
+        region=region_of(spec),
+        **spec["arguments"],
     )
+
+
+def region_of(spec: dict[str, Any]) -> Region | None:
+    """The region in a model's `spec`; None for one that was written before there were regions."""
+    return tuple(spec["region"]) if "region" in spec else None
 
 
 def model_from_config(config: ModelConfig, num_classes: int) -> VideoNet:
@@ -186,6 +198,7 @@ def model_from_config(config: ModelConfig, num_classes: int) -> VideoNet:
         config.name,
         size=config.size,
         sampling_rate=config.sampling_rate,
+        region=config.region,
         num_classes=num_classes,
         **{**arguments, **config.options},
     )

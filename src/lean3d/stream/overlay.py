@@ -11,7 +11,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lean3d.data.drawing import VideoWriter, draw_scores, drawn_size, fitting, font_of, score_bars
+from lean3d.config import WHOLE_FRAME, Region
+from lean3d.data.drawing import VideoWriter, draw_region, draw_scores, drawn_size, fitting, font_of, score_bars
 from lean3d.data.readers.base import Scaler
 from lean3d.errors import ConfigError
 from lean3d.stream.events import Event, EventTracker
@@ -32,9 +33,13 @@ class Overlay:
     | walks      0.11         |
     |====walks====   ==dances==|        the last ten seconds, now at the right
     ```
+
+    Args:
+        region: What the model looks at; a line is drawn around it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, region: Region = WHOLE_FRAME) -> None:
+        self._region = region
         self._scaler = Scaler()
         self._size: tuple[int, int] | None = None
         self._past: deque[Event] = deque()
@@ -50,6 +55,7 @@ class Overlay:
         """
         self._size = self._size or drawn_size(shown_size(frame))
         pixels = shown_pixels(frame, self._scaler, self._size, 3)
+        draw_region(pixels, self._region)
         self._past += ended
         while self._past and (self._past[0].end or 0.0) < seconds - TIMELINE:
             self._past.popleft()

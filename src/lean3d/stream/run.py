@@ -137,7 +137,8 @@ class _Channel:
         self.tracker = EventTracker(session.classes, config, grabber.name, grabber.began)
         self.events = 0
         self._announced: float | None = None  # the start of the event whose beginning was told
-        self._window, self._overlay = window, Overlay() if video or window else None
+        self._window = window
+        self._overlay = Overlay(session.model.input_spec.region) if video or window else None
         self._recorder = Recorder(video, grabber.fps or DEFAULT_FPS) if video else None
 
     def lines(self, result: Result, kind: Lines) -> Iterator[str]:

@@ -527,7 +527,7 @@ class _Preparer:
         if not isinstance(frame, av.VideoFrame):
             frame = frame_of(np.asarray(frame))
         shown = shown_size(frame)
-        size = decode_size(shown, self._spec.size, crop_area=self._crop_area) or shown
+        size = decode_size(shown, self._spec, crop_area=self._crop_area) or shown
         pixels = shown_pixels(frame, self._scaler, size, self._spec.channels)
         return self._crop(torch.from_numpy(pixels)[None])[0]
 
