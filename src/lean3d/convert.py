@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lean3d.checkpoint import load_pickle, read_file, save_model
 from lean3d.errors import CheckpointError, ConfigError
-from lean3d.models import VideoNet, create_model, from_pytorchvideo
+from lean3d.models import VideoNet, from_pytorchvideo, model_from_spec
 from lean3d.models.weights_smallbig import from_smallbig
 
 Source = Literal["smallbig", "pytorchvideo"]
@@ -163,12 +163,8 @@ def _for_clips(model: VideoNet, num_frames: int | None, sampling_rate: int | Non
     spec = model.spec
     arguments = {**spec["arguments"], **({"num_frames": num_frames} if num_frames is not None else {})}
     with torch.device("meta"):
-        twin = create_model(
-            spec["name"],
-            size=tuple(spec["size"]),
-            sampling_rate=sampling_rate or spec["sampling_rate"],
-            region=model.input_spec.region,
-            **arguments,
+        twin = model_from_spec(
+            {**spec, "arguments": arguments, "sampling_rate": sampling_rate or spec["sampling_rate"]}
         )
     twin.load_state_dict(model.state_dict(), assign=True)
     return twin.eval()

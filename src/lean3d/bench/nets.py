@@ -11,7 +11,7 @@ import torch
 
 from lean3d import checkpoint
 from lean3d.errors import ConfigError, UnknownModelError, did_you_mean
-from lean3d.models import VideoNet, create_model, list_models
+from lean3d.models import VideoNet, create_model, list_models, model_from_spec
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,7 @@ class Net:
     def build(self, device: str = "cpu") -> VideoNet:
         """The net with fresh weights, on a device such as "cpu" or "meta"."""
         with torch.device(device):
-            return create_model(
-                self.spec["name"],
-                size=tuple(self.spec["size"]),
-                sampling_rate=self.spec["sampling_rate"],
-                **self.spec["arguments"],
-            )
+            return model_from_spec(self.spec)
 
 
 def find_nets(

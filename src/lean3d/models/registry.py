@@ -175,14 +175,9 @@ def model_from_spec(spec: dict[str, Any]) -> VideoNet:
         spec["name"],
         size=tuple(spec["size"]),
         sampling_rate=spec["sampling_rate"],
-        region=region_of(spec),
+        region=tuple(spec.get("region", WHOLE_FRAME)),  # a spec from before there were regions has none
         **spec["arguments"],
     )
-
-
-def region_of(spec: dict[str, Any]) -> Region | None:
-    """The region in a model's `spec`; None for one that was written before there were regions."""
-    return tuple(spec["region"]) if "region" in spec else None
 
 
 def model_from_config(config: ModelConfig, num_classes: int) -> VideoNet:
