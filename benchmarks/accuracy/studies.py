@@ -316,6 +316,12 @@ TABLES = {
             (25,),
         ),
         Table(
+            "trg-fight",
+            "2. TRG on and off on surveillance video",
+            (SMALL_PLAIN, SMALL, *SMALL_LATER, C3D_LIGHT_PLAIN, C3D_LIGHT, C3D, C3D_TRG),
+            ("fight",),
+        ),
+        Table(
             "motions",
             "1., 2., 4. The generated motions at three difficulties",
             (C3D, C3D_TRG, C3D_LIGHT, SMALL, *SMALL_LATER, SMALL_PLAIN, SLOW_18, SMALLBIG_18, LINEAR_SQUARE),
