@@ -61,11 +61,25 @@ def test_convolution_equals_its_reference_forward_and_backward(kernel, stride, p
         assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (1, 3, 3), (3, 3, 3)])
+def test_one_channel_gives_what_the_reference_gives_forward_and_backward(kernel, layout):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 6, 9, 7, dtype=torch.float64, generator=g).contiguous(memory_format=layout)
+    weight, bias = (torch.randn(s, dtype=torch.float64, generator=g) for s in ((8, 1, *kernel), (8,)))
+    settings = {"stride": (1, 2, 2), "padding": tuple(k // 2 for k in kernel)}
+    ours = gradients(lambda *a: conv3d(*a, **settings), x, weight, bias)
+    reference = gradients(lambda *a: conv3d_reference(*a, **settings), x, weight, bias)
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("channels", [1, 8])
 @pytest.mark.parametrize("kernel", [(1, 1, 1), (3, 1, 1), (1, 3, 3), (3, 3, 3)])
-def test_convolution_keeps_channels_innermost(kernel):
+def test_convolution_keeps_channels_innermost(kernel, channels):
     """The forms are free of copies only while activations stay in channels_last_3d."""
-    x = torch.randn(2, 8, 4, 6, 6).contiguous(memory_format=torch.channels_last_3d)
-    y = conv3d(x, torch.randn(16, 8, *kernel), padding=tuple(k // 2 for k in kernel))
+    x = torch.randn(2, channels, 4, 6, 6).contiguous(memory_format=torch.channels_last_3d)
+    y = conv3d(x, torch.randn(16, channels, *kernel), padding=tuple(k // 2 for k in kernel))
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
 
 

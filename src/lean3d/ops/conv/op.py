@@ -52,7 +52,7 @@ def conv3d(
     if kt == 1 and padding[0] == 0:
         if stride[0] != 1:
             x = x[:, :, :: stride[0]]
-        y = F.conv2d(fold_time(x), weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
+        y = F.conv2d(_innermost(fold_time(x)), weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups)
         return unfold_time(y, x.shape[0])
     if (kh, kw) == (1, 1) and padding[1:] == (0, 0):
         _, sh, sw = stride
@@ -60,7 +60,7 @@ def conv3d(
             x = x[:, :, :, ::sh, ::sw]
         n, c, t, h, w = x.shape
         y = F.conv2d(
-            x.reshape(n, c, t, h * w),
+            _innermost(x.reshape(n, c, t, h * w)),
             weight.squeeze(4),
             bias,
             (stride[0], 1),
@@ -71,7 +71,16 @@ def conv3d(
         return y.unflatten(3, (h, w))
     if groups == x.shape[1] == weight.shape[0] and x.device.type == "cpu" and _wants_gradient(x, weight):
         return _sum_of_flat(x, weight, bias, stride, padding, dilation)
-    return F.conv3d(x, weight, bias, stride, padding, dilation, groups)
+    return F.conv3d(_innermost(x), weight, bias, stride, padding, dilation, groups)
+
+
+def _innermost(x: Tensor) -> Tensor:
+    """`(N, C, ...)` with the strides of channels that lie innermost, where there is one channel.
+
+    One channel lies alike in both layouts; PyTorch tells them by strides, and would give its result in the other one.
+    """
+    alike = x.shape[1] == 1 and not torch.compiler.is_compiling()
+    return x.squeeze(1).unsqueeze(-1).movedim(-1, 1) if alike else x
 
 
 def _wants_gradient(*tensors: Tensor) -> bool:
