@@ -2,7 +2,8 @@
 
 `linear_pixels` is a ridge regression on the clip's pixels, averaged over squares of 4 x 4. `movinet_a0` wraps
 MoViNet-A0 (Kondratyuk et al., CVPR 2021, arXiv 2103.11511) as others wrote it for PyTorch: have
-github.com/Atze00/MoViNet-pytorch and its packages einops and fvcore on PYTHONPATH.
+github.com/Atze00/MoViNet-pytorch and its packages einops and fvcore on PYTHONPATH. `behind_trg` is any of the zoo's or
+of these nets on the temporal residual gradient of its clip.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from lean3d import checkpoint
-from lean3d.blocks import Conv3d
+from lean3d.blocks import Conv3d, TemporalResidualGradient
 from lean3d.config import TrainConfig, to_dict
 from lean3d.data.loader import test_loader
 from lean3d.data.manifest import Clip, read_manifest
 from lean3d.data.transforms import normalize
 from lean3d.errors import ConfigError
 from lean3d.evaluate import evaluate
-from lean3d.models import VideoNet, model_from_config
+from lean3d.models import VideoNet, create_model, model_from_config
 from lean3d.models.registry import register_model
 
 RIDGES = tuple(10.0**power for power in range(-3, 3))
@@ -102,6 +103,26 @@ def movinet_a0(
     nn.init.normal_(net.classifier[3].conv_1.conv3d.weight, std=0.01)  # theirs starts at a loss of 10
     _in_faster_forms(net)
     return VideoNet(net.conv1, [*net.blocks, net.conv7], _MoViNetHead(net.classifier))
+
+
+@register_model(sampling_rate=1, size=80)
+def behind_trg(
+    *,
+    num_classes: int = 400,
+    num_frames: int = 16,
+    in_channels: int = 3,
+    width: float = 1.0,
+    dropout: float = 0.2,
+    net: str = "x3d_s",
+) -> VideoNet:
+    """A net that gets the clip's temporal residual gradient in place of the clip.
+
+    Args:
+        net: its name.
+    """
+    arguments = {"num_frames": num_frames, "in_channels": in_channels, "width": width, "dropout": dropout}
+    behind = create_model(net, num_classes=num_classes, **arguments)
+    return VideoNet(nn.Sequential(TemporalResidualGradient(), behind.stem), behind.stages, behind.head)
 
 
 def fit_ridge(config: TrainConfig) -> dict[str, float]:
