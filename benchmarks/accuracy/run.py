@@ -133,7 +133,8 @@ def _seconds_a_clip(row: Row) -> float:
     """What a training step takes by rule of thumb: some for memory, some for multiplications."""
     if row.net.model in peers.FITTED:
         return 0.0
-    net = X3D_S if row.net.model == "movinet_a0" else row.net  # about as large, and may not be there
+    movinet = "movinet_a0" in (row.net.model, *row.net.options.values())
+    net = X3D_S if movinet else row.net  # about as large, and may not be there
     counted = multiplications(net.model, tuple(net.options.items()), width_of(net))
     frames = (row.net.num_frames or row.task.num_frames) / row.task.num_frames
     return row.net.scale**2 * frames * (0.015 + 0.2e-9 * counted)
