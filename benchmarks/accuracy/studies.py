@@ -308,7 +308,7 @@ TABLES = {
             "curves",
             "Learning curves: what few clips do to a light net, a dense one and a linear one",
             (SMALL, C3D_TRG, LINEAR),
-            ("digit", "color", "letter"),
+            ("digit", "color", "letter", "fight"),
             (10, 25, 50, 100),
         ),
         Table(
