@@ -47,31 +47,30 @@ def gradients(f, *tensors: Tensor) -> tuple[Tensor, ...]:
     return y.detach(), *[leaf.grad for leaf in leaves]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), CONVOLUTIONS)
-def test_convolution_equals_its_reference_forward_and_backward(kernel, stride, padding, dilation, groups, layout):
+def assert_equal_to_the_reference(channels: int, kernel, layout, settings) -> None:
+    """A convolution of so many channels to 8, forward and backward, in float64."""
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 8, 6, 9, 7, dtype=torch.float64, generator=g).contiguous(memory_format=layout)
-    weight = torch.randn(8, 8 // groups, *kernel, dtype=torch.float64, generator=g)
+    x = torch.randn(2, channels, 6, 9, 7, dtype=torch.float64, generator=g).contiguous(memory_format=layout)
+    weight = torch.randn(8, channels // settings.get("groups", 1), *kernel, dtype=torch.float64, generator=g)
     bias = torch.randn(8, dtype=torch.float64, generator=g)
-    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     ours = gradients(lambda *a: conv3d(*a, **settings), x, weight, bias)
     reference = gradients(lambda *a: conv3d_reference(*a, **settings), x, weight, bias)
     for mine, theirs in zip(ours, reference, strict=True):
         assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "groups"), CONVOLUTIONS)
+def test_convolution_equals_its_reference_forward_and_backward(kernel, stride, padding, dilation, groups, layout):
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    assert_equal_to_the_reference(8, kernel, layout, settings)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kernel", [(3, 1, 1), (1, 3, 3), (3, 3, 3)])
 def test_one_channel_gives_what_the_reference_gives_forward_and_backward(kernel, layout):
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 1, 6, 9, 7, dtype=torch.float64, generator=g).contiguous(memory_format=layout)
-    weight, bias = (torch.randn(s, dtype=torch.float64, generator=g) for s in ((8, 1, *kernel), (8,)))
     settings = {"stride": (1, 2, 2), "padding": tuple(k // 2 for k in kernel)}
-    ours = gradients(lambda *a: conv3d(*a, **settings), x, weight, bias)
-    reference = gradients(lambda *a: conv3d_reference(*a, **settings), x, weight, bias)
-    for mine, theirs in zip(ours, reference, strict=True):
-        assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+    assert_equal_to_the_reference(1, kernel, layout, settings)
 
 
 @pytest.mark.parametrize("channels", [1, 8])

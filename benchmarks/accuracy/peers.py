@@ -120,8 +120,9 @@ def behind_trg(
     Args:
         net: its name.
     """
-    arguments = {"num_frames": num_frames, "in_channels": in_channels, "width": width, "dropout": dropout}
-    behind = create_model(net, num_classes=num_classes, **arguments)
+    behind = create_model(
+        net, num_classes=num_classes, num_frames=num_frames, in_channels=in_channels, width=width, dropout=dropout
+    )
     return VideoNet(nn.Sequential(TemporalResidualGradient(), behind.stem), behind.stages, behind.head)
 
 

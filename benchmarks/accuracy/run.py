@@ -29,7 +29,7 @@ import torch
 from ledger import ReadTwiceError
 from rich.console import Console
 from rich.table import Table as Shown
-from studies import EPOCHS, TABLES, X3D_S, Row, Table, multiplications, width_of
+from studies import EPOCHS, MOVINETS, TABLES, X3D_S, Row, Table, multiplications, width_of
 from tasks import VAL_SHARE, Places, default_clips
 
 from lean3d.errors import CheckpointError, ConfigError, DataError, did_you_mean
@@ -133,8 +133,7 @@ def _seconds_a_clip(row: Row) -> float:
     """What a training step takes by rule of thumb: some for memory, some for multiplications."""
     if row.net.model in peers.FITTED:
         return 0.0
-    movinet = "movinet_a0" in (row.net.model, *row.net.options.values())
-    net = X3D_S if movinet else row.net  # about as large, and may not be there
+    net = X3D_S if row.net in MOVINETS else row.net  # about as large, and may not be there
     counted = multiplications(net.model, tuple(net.options.items()), width_of(net))
     frames = (row.net.num_frames or row.task.num_frames) / row.task.num_frames
     return row.net.scale**2 * frames * (0.015 + 0.2e-9 * counted)

@@ -236,16 +236,17 @@ _OTHER_WIDTHS = tuple(
 X3D_S = Net("X3D-S", "x3d_s", width=1.0)
 R2PLUS1D_18 = Net("R(2+1)D-18", "r2plus1d_18", lr=1e-3)
 MOVINET_A0 = Net("MoViNet-A0, clips of twice the size", "movinet_a0", width=1.0, scale=2)  # the least that it takes
-X3D_S_TRG = dataclasses.replace(X3D_S, label="X3D-S + TRG", model="behind_trg", options={"net": X3D_S.model})
-R2PLUS1D_18_TRG = dataclasses.replace(
-    R2PLUS1D_18, label="R(2+1)D-18 + TRG", model="behind_trg", options={"net": R2PLUS1D_18.model}
-)
-MOVINET_A0_TRG = dataclasses.replace(
-    MOVINET_A0,
-    label="MoViNet-A0 + TRG, clips of twice the size",
-    model="behind_trg",
-    options={"net": MOVINET_A0.model},
-)
+
+
+def _behind_trg(net: Net, label: str) -> Net:
+    return dataclasses.replace(net, label=label, model="behind_trg", options={"net": net.model})
+
+
+X3D_S_TRG = _behind_trg(X3D_S, "X3D-S + TRG")
+R2PLUS1D_18_TRG = _behind_trg(R2PLUS1D_18, "R(2+1)D-18 + TRG")
+MOVINET_A0_TRG = _behind_trg(MOVINET_A0, "MoViNet-A0 + TRG, clips of twice the size")
+MOVINETS = (MOVINET_A0, MOVINET_A0_TRG)
+"""Nets that can't be built without the checkout that `peers` names."""
 LINEAR = Net("linear on pixels", "linear_pixels", width=1.0)
 LINEAR_SQUARE = Net("linear on pixels of 48 x 48", "linear_pixels", {"places": 144}, width=1.0)
 PEERS = (
@@ -395,15 +396,7 @@ TABLES = {
         Table(
             "peers-trg",
             "What the peers would do with TRG at their input",
-            (
-                SMALL,
-                X3D_S,
-                X3D_S_TRG,
-                MOVINET_A0,
-                MOVINET_A0_TRG,
-                R2PLUS1D_18,
-                R2PLUS1D_18_TRG,
-            ),
+            (SMALL, X3D_S, X3D_S_TRG, *MOVINETS, R2PLUS1D_18, R2PLUS1D_18_TRG),
             ("digit",),
             (25,),
         ),
