@@ -18,13 +18,14 @@ import pytest
 
 from lean3d.cli import main
 from lean3d.config import DataConfig
+from lean3d.data.drawing import ON_EVERY_CPU
 from lean3d.data.manifest import read_manifest
 from lean3d.data.readers import open_video
 from lean3d.data.shards import member_of
 from lean3d.data_tools import prepare
 from lean3d.errors import BackendError, ConfigError, DataError
 from test_data_check import write_set
-from video_files import broken_files, moving_frames, write_video
+from video_files import broken_files, decode_all, moving_frames, write_video
 
 COMMAND = [sys.executable, "-m", "lean3d", "data", "prepare"]
 
@@ -94,6 +95,17 @@ def test_keyframes_are_as_many_as_asked_and_sound_is_gone(prepared):
         assert container.streams.video[0].codec_context.name == "h264"
     with av.open(str(out / "train" / "jumps" / "turned.mp4")) as container:
         assert not container.streams.audio
+
+
+def test_the_file_is_the_same_whatever_the_processor_can_do(tmp_path, monkeypatch):
+    written = []
+    write_video(tmp_path / "clip.mp4", moving_frames(24, 50, 66, seed=4))
+    for name in ("as-it-is.mp4", "without-vectors.mp4"):
+        with open_video(tmp_path / "clip.mp4") as reader:
+            prepare._encode(reader, tmp_path / name, 48, 12, "h264", 30)
+        written.append(decode_all(tmp_path / name))
+        monkeypatch.setitem(ON_EVERY_CPU, "x264-params", f"{ON_EVERY_CPU['x264-params']}:asm=0")
+    assert np.array_equal(*written)
 
 
 def test_annotations_are_kept_and_the_old_set_is_untouched(mixed, prepared):

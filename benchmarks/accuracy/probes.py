@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lean3d.data.drawing import ON_EVERY_CPU
 from lean3d.data.loader import Batch
 
 Probe = Callable[[Tensor, torch.Generator], Tensor]
@@ -73,7 +74,7 @@ def compressed(clip: Tensor, generator: torch.Generator) -> Tensor:
     pixels = np.pad(pixels, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        options = {"preset": "veryfast", "crf": str(CRF)}
+        options = {"preset": "veryfast", "crf": str(CRF), **ON_EVERY_CPU}
         stream = cast(av.VideoStream, container.add_stream("libx264", rate=Fraction(25), options=options))
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -41,6 +41,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lean3d.data.drawing import ON_EVERY_CPU
 from lean3d.errors import ConfigError, did_you_mean
 
 Split = Literal["train", "test"]
@@ -73,12 +74,15 @@ _DISTRACTORS = 3
 _NOISE = 14.0  # standard deviation of a degraded clip's pixels, of 255
 _FLICKER = 0.1  # standard deviation of its light, from frame to frame
 _QUALITY = {  # encoder -> options by difficulty
-    "libx264": {"plain": {"preset": "veryfast", "crf": "20"}, "degraded": {"preset": "veryfast", "crf": "36"}},
+    "libx264": {
+        "plain": {"preset": "veryfast", "crf": "20", **ON_EVERY_CPU},
+        "degraded": {"preset": "veryfast", "crf": "36", **ON_EVERY_CPU},
+    },
     "mpeg4": {"plain": {"q:v": "3"}, "degraded": {"q:v": "20"}},
 }
 _OVERSAMPLE = 3
 _RECORD = "motion_set.json"
-_FORMAT = 2  # grows when the same settings would give other pictures
+_FORMAT = 3  # grows when the same settings would give other pictures
 
 
 def make_motion_set(

@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lean3d.config import DataConfig
 from lean3d.data.dataset import BadFile
+from lean3d.data.drawing import ON_EVERY_CPU
 from lean3d.data.isolate import call_many
 from lean3d.data.manifest import Clip, Manifest
 from lean3d.data.readers import Reader, VideoReader, open_video
@@ -250,7 +251,7 @@ def _encode(reader: Reader, path: Path, short_side: int, gop: int, codec: str, q
     height, width = (max(2, round(side * scale / 2) * 2) for side in reader.size)  # yuv420p needs even sides
     base = reader.time_base if isinstance(reader, VideoReader) else 1 / _rate(reader)
     times = [round(Fraction(seconds) / base) for seconds in reader.timestamps]  # exact: all are multiples of it
-    options = {"crf": str(quality), "g": str(gop), "preset": "medium"}
+    options = {"crf": str(quality), "g": str(gop), "preset": "medium", **ON_EVERY_CPU}
     if codec == "mjpeg":
         options = {"flags": "qscale", "global_quality": str(118 * quality)}  # in units of FFmpeg's lambda
     with av.open(str(path), "w", format="mp4") as container:
