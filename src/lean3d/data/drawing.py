@@ -22,7 +22,7 @@ ON_EVERY_CPU = {"x264-params": "cpu-independent=1"}
 """Options of libx264 with which the same frames become the same file on each x86 processor, and each time on one.
 
 Else x264's macroblock tree rounds as the processor's vector units do, and where those are AVX-512 it also reads, past
-the end of each row that is not a multiple of 128 pixels, what happens to lie in memory.
+the end of each row that is not a multiple of 128 pixels, what happens to lie in memory (x264, common/x86/mc-a2.asm).
 """
 
 
