@@ -25,7 +25,7 @@ from lean3d.data.shards import member_of
 from lean3d.data_tools import prepare
 from lean3d.errors import BackendError, ConfigError, DataError
 from test_data_check import write_set
-from video_files import broken_files, decode_all, moving_frames, write_video
+from video_files import broken_files, moving_frames, write_video
 
 COMMAND = [sys.executable, "-m", "lean3d", "data", "prepare"]
 
@@ -103,9 +103,9 @@ def test_the_file_is_the_same_whatever_the_processor_can_do(tmp_path, monkeypatc
     for name in ("as-it-is.mp4", "without-vectors.mp4"):
         with open_video(tmp_path / "clip.mp4") as reader:
             prepare._encode(reader, tmp_path / name, 48, 12, "h264", 30)
-        written.append(decode_all(tmp_path / name))
+        written.append((tmp_path / name).read_bytes())
         monkeypatch.setitem(ON_EVERY_CPU, "x264-params", f"{ON_EVERY_CPU['x264-params']}:asm=0")
-    assert np.array_equal(*written)
+    assert written[0] == written[1]
 
 
 def test_annotations_are_kept_and_the_old_set_is_untouched(mixed, prepared):

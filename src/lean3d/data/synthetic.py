@@ -322,8 +322,7 @@ def _claim(root: Path, settings: dict[str, int | str]) -> None:
     """Write the set's settings into an empty root, or find the same ones there."""
     record = root / _RECORD
     if root.is_dir() and any(root.iterdir()):
-        # a set from before there were difficulties is a plain one
-        if not record.is_file() or {"difficulty": "plain", **json.loads(record.read_text())} != settings:
+        if not record.is_file() or json.loads(record.read_text()) != settings:
             raise ConfigError(f"{root} is not empty and holds no motion set of these settings; name a new folder")
         return
     root.mkdir(parents=True, exist_ok=True)
